@@ -1,0 +1,152 @@
+"""What a run is: frozen dataclasses, checked when they are made, written to and read from JSON.
+
+Recipes (``revq/recipes.py``) are functions that return a `RunConfig`; the command line overrides single fields.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from revq.errors import InputError
+
+
+@dataclass(frozen=True)
+class RectifierConfig:
+    """The network g of the paper's Eq. 3 that undoes quantisation error in the latent (Table 4 names the kinds)."""
+
+    kind: Literal["efficientvit", "cnn", "mlp", "identity"] = "efficientvit"
+    width: int = 512
+    """Channels inside the rectifier; for EfficientViT a multiple of 32 (its head size)."""
+    layers: int = 3
+    form: Literal["absolute", "residual"] = "absolute"
+    """``absolute``, as released, predicts the latent itself.  ``residual`` adds a correction to its input and starts as
+    the identity (last layer zero): with little data the absolute form makes held-out latents worse, see docs/training.md."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "width", "layers")
+        if self.kind == "efficientvit" and self.width % 32:
+            raise InputError(f"rectifier width: expected a multiple of 32 for efficientvit, got {self.width}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a ReVQ model: the latent it reads, how it is cut into tokens, the codebooks and the rectifier."""
+
+    latent_shape: tuple[int, int, int] = (32, 8, 8)
+    """(C, h, w) of one latent of the VAE."""
+    num_tokens: int = 512
+    """T, tokens per sample; the code dimension is C*h*w / T."""
+    num_codes: int = 16384
+    """K, codes per codebook."""
+    num_groups: int | None = None
+    """G, codebooks; None gives every token position its own (G = T)."""
+    split: Literal["channel", "space"] = "channel"
+    """How a latent becomes tokens (paper, Table 3): along channels, or position by position."""
+    rectifier: RectifierConfig = field(default_factory=RectifierConfig)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "latent_shape", tuple(self.latent_shape))
+        _positive(self, "num_tokens", "num_codes")
+        if len(self.latent_shape) != 3 or min(self.latent_shape) < 1:
+            raise InputError(f"latent_shape: expected three positive numbers (C, h, w), got {self.latent_shape}")
+        if self.latent_size % self.num_tokens:
+            raise InputError(
+                f"num_tokens: expected a divisor of the latent's {self.latent_size} numbers "
+                f"{self.latent_shape}, got {self.num_tokens}"
+            )
+        if self.num_groups is not None and (self.num_groups < 1 or self.num_tokens % self.num_groups):
+            raise InputError(f"num_groups: expected a divisor of num_tokens={self.num_tokens}, got {self.num_groups}")
+
+    @property
+    def latent_size(self) -> int:
+        """Numbers in one latent."""
+        return math.prod(self.latent_shape)
+
+    @property
+    def code_dim(self) -> int:
+        """d, numbers in one token."""
+        return self.latent_size // self.num_tokens
+
+    @property
+    def groups(self) -> int:
+        """G, the number of codebooks."""
+        return self.num_tokens if self.num_groups is None else self.num_groups
+
+    @property
+    def bits_per_sample(self) -> int:
+        """Bits of one sample's tokens when each index takes ceil(log2 K) bits."""
+        return self.num_tokens * max(1, (self.num_codes - 1).bit_length())
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained (paper, section 4.1; the released code where the two differ, see docs/training.md)."""
+
+    epochs: int = 100
+    batch_size: int = 256
+    learning_rate: float = 1e-2
+    """Of the codebook."""
+    rectifier_lr_ratio: float = 0.05
+    """Learning rate of the rectifier as a share of the codebook's."""
+    rectifier_weight_decay: float = 1e-4
+    lr_floor: float = 0.05
+    """The exponential schedule multiplies the rate by ``lr_floor ** (1 / epochs)`` after every epoch."""
+    clip_norm: float = 1.0
+    """Largest gradient norm, of codebook and rectifier each; 0 switches clipping off."""
+    loss: Literal["separate", "joint"] = "separate"
+    """``separate``, as released: the rectifier's loss does not reach the codebook.  ``joint``: the paper's Eq. 4."""
+    reset: bool = True
+    """Non-activation reset at the end of each epoch (paper, Eq. 2)."""
+    reset_pairing: Literal["paper", "release"] = "paper"
+    reset_max_fraction: float = 1.0
+    """Most codes of a codebook that one reset may move; the release moves at most 0.2."""
+    reset_noise: float = 0.1
+    """Standard deviation of the noise on a moved code, in units of the normalised latent."""
+    init: Literal["data", "normal"] = "data"
+    """First codebook: distinct training vectors, or standard normal noise."""
+    seed: int = 42
+    checkpoint_every: int = 0
+    """Optimiser steps between checkpoints inside an epoch; 0 writes one at each epoch's end only."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "epochs", "batch_size", "learning_rate", "rectifier_lr_ratio", "lr_floor")
+        for name in ("rectifier_weight_decay", "clip_norm", "reset_noise", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name}: expected a number >= 0, got {getattr(self, name)}")
+        if not 0 <= self.reset_max_fraction <= 1:
+            raise InputError(f"reset_max_fraction: expected a share between 0 and 1, got {self.reset_max_fraction}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run: the model and its training."""
+
+    name: str
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The plain JSON form of a configuration dataclass."""
+    return dataclasses.asdict(config)
+
+
+def model_config_from_dict(values: dict[str, Any]) -> ModelConfig:
+    """Rebuild a `ModelConfig` from `to_dict`'s form.
+
+    Raises:
+        InputError: for an unknown or ill-typed field, naming it.
+    """
+    try:
+        values = dict(values)
+        rectifier = RectifierConfig(**values.pop("rectifier", {}))
+        return ModelConfig(**values, rectifier=rectifier)
+    except TypeError as error:
+        raise InputError(f"model configuration: {error}") from None
+
+
+def _positive(config: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise InputError(f"{name}: expected a number > 0, got {getattr(config, name)}")

@@ -1,0 +1,26 @@
+"""Exact grouped vector quantisation: the operations (see `nearest_code` and `quantize`) and the module on top of them.
+
+Needs torch alone.  Importing registers operators and does nothing else: kernels load with the first call that uses them.
+"""
+
+from revq_kernels.dispatch import Choice, explain
+from revq_kernels.functional import Quantized, count_codes_, nearest_code, quantize
+from revq_kernels.layout import merge_tokens, split_tokens
+from revq_kernels.native import NativeUnavailableError
+from revq_kernels.nn import FastChannelVQ, QuantizerOutput
+from revq_kernels.reset import reset_codes_
+
+__all__ = [
+    "Choice",
+    "FastChannelVQ",
+    "NativeUnavailableError",
+    "Quantized",
+    "QuantizerOutput",
+    "count_codes_",
+    "explain",
+    "merge_tokens",
+    "nearest_code",
+    "quantize",
+    "reset_codes_",
+    "split_tokens",
+]

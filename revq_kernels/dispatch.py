@@ -1,0 +1,61 @@
+"""Which implementation runs, and why."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from revq_kernels import native
+from revq_kernels.validation import check_implementation, check_search
+
+
+class Choice(NamedTuple):
+    """The implementation a call would run and the reason; prints as one line."""
+
+    implementation: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.implementation}: {self.reason}"
+
+
+def variant(impl: str, tensor: Tensor) -> str:
+    """The operator overload (see ``ops.py``) that ``impl`` means for ``tensor``.
+
+    An implementation asked for by name runs or raises; "auto" is the default overload, which takes the kernels of the
+    tensor's device and the reference where there are none.
+
+    Raises:
+        ValueError: for an unknown name, or a device that the implementation does not serve.
+        NativeUnavailableError: for "native" without its library.
+    """
+    check_implementation(impl)
+    if impl == "reference":
+        return "reference"
+    if impl == "native":
+        if tensor.device.type != "cpu":
+            raise ValueError(f"impl: 'native' runs CPU tensors, got a tensor on {tensor.device}")
+        native.require()
+    return "default"
+
+
+def explain(x: Tensor, codebook: Tensor, *, impl: str = "auto") -> Choice:
+    """Say which implementation `nearest_code` and `quantize` would run for these arguments, and why.
+
+    Args:
+        x: ``[..., G, d]`` as for `nearest_code`.
+        codebook: ``[G, K, d]``.
+        impl: as for `nearest_code`.
+
+    Raises:
+        ValueError, TypeError, NativeUnavailableError: as the call itself would.
+    """
+    check_search(x, codebook)
+    if variant(impl, x) == "reference":
+        return Choice("reference", "asked for by name; plain torch")
+    if x.device.type != "cpu":
+        return Choice("reference", f"no kernels for device type {x.device.type!r}; plain torch")
+    failure = native.load()
+    if failure is not None:
+        return Choice("reference", f"{failure}; plain torch")
+    return Choice("native", f"CPU tensors; C++ for {native.isa()}, {torch.get_num_threads()} threads")

@@ -1,0 +1,101 @@
+"""The public operations: check the arguments, choose an implementation, call its operator."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from revq_kernels import ops
+from revq_kernels.autograd import CodebookGradient
+from revq_kernels.dispatch import variant
+from revq_kernels.validation import check_count, check_indices, check_search
+
+
+class Quantized(NamedTuple):
+    """What `quantize` returns: the chosen codes and their numbers."""
+
+    quantized: Tensor
+    indices: Tensor
+
+
+def nearest_code(x: Tensor, codebook: Tensor, *, impl: str = "auto") -> Tensor:
+    """Find the nearest code of each query in its group's codebook (paper, Eq. 1).
+
+    The index is the exactness contract's, bit for bit, whichever implementation runs: the smallest float32 squared
+    distance, the lowest index among equals, a NaN distance before every number.  No N x K matrix is built.
+
+    Args:
+        x: ``[..., G, d]``, float32, bfloat16 or float16 (converted exactly), any strides.
+        codebook: ``[G, K, d]``, one of the same dtypes, any strides.
+        impl: "auto" (the device's own kernels, else the reference), "native" (C++ on the CPU) or "reference".
+
+    Returns:
+        int64 ``[..., G]``, each in [0, K).
+
+    Raises:
+        ValueError: for shapes or devices that do not fit, K = 0, or an unknown ``impl``.
+        TypeError: for another dtype, or something that is no tensor.
+        NativeUnavailableError: for ``impl="native"`` without the compiled library.
+    """
+    check_search(x, codebook)
+    return ops.overload("nearest_code", variant(impl, x))(x.detach(), codebook.detach())
+
+
+def quantize(x: Tensor, codebook: Tensor, *, count: Tensor | None = None, impl: str = "auto") -> Quantized:
+    """Replace each query by its nearest code; count the choices in the same call.
+
+    ``quantized`` carries a gradient to the codebook (the segment sum of the queries' gradients, in query order on the
+    CPU and hence deterministic) and none to x: an argmin has no slope.  `FastChannelVQ` adds the straight-through
+    estimator.
+
+    Args:
+        x: ``[..., G, d]`` as for `nearest_code`.
+        codebook: ``[G, K, d]``.
+        count: int64 ``[G, K]`` to which the number of times each code was chosen is added in place, or None.
+        impl: as for `nearest_code`.
+
+    Returns:
+        ``quantized`` ``[..., G, d]`` in x's dtype and ``indices`` int64 ``[..., G]``.
+
+    Raises:
+        As `nearest_code`; also ValueError or TypeError for a count of another shape, dtype or device.
+    """
+    check_search(x, codebook)
+    if count is not None:
+        check_count(count, codebook.shape[0], codebook.shape[1], x)
+    chosen = variant(impl, x)
+    quantized, indices = ops.overload("quantize", chosen)(x.detach(), codebook.detach(), count)
+    if count is not None:
+        _mark_changed(count)
+    if codebook.requires_grad and torch.is_grad_enabled():
+        quantized = CodebookGradient.apply(codebook, quantized, indices, chosen)
+    return Quantized(quantized, indices)
+
+
+def count_codes_(count: Tensor, indices: Tensor, *, impl: str = "auto") -> Tensor:
+    """Add to ``count`` how often each code stands in ``indices``.
+
+    Args:
+        count: int64 ``[G, K]``, changed in place.
+        indices: int64 ``[..., G]``, each in [0, K).
+        impl: as for `nearest_code`.
+
+    Returns:
+        ``count``.
+
+    Raises:
+        ValueError: for shapes or devices that do not fit.
+        TypeError: for another dtype.
+        IndexError, RuntimeError: from the kernel, for an index outside [0, K); count is then unchanged.
+    """
+    check_indices(indices)
+    check_count(count, indices.shape[-1], None, indices)
+    ops.overload("count_codes_", variant(impl, indices))(count, indices)
+    _mark_changed(count)
+    return count
+
+
+def _mark_changed(tensor: Tensor) -> None:
+    """Bump the version counter, which operators that mutate an argument natively leave alone."""
+    if not torch.compiler.is_compiling():
+        torch.autograd.graph.increment_version(tensor)

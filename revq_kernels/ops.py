@@ -1,0 +1,78 @@
+"""Operator contracts: every schema, every fake, and how a device's own kernels are found.
+
+Each operator has two overloads.  The default one, ``revq::nearest_code``, runs the kernels of its tensors' device: C++
+on the CPU, else the reference.  ``revq::nearest_code.reference`` runs the specification on any device.  Both stop a
+compiler from looking inside, so that nothing fuses the arithmetic of the contract.  Autograd is outside
+(``autograd.py``): the operators take and return plain tensors.
+
+Compiled libraries only implement what stands here (``csrc/cpu/register.cpp``); they are loaded by the first call that
+can use them, so importing this module runs nothing.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from revq_kernels import native, reference
+
+SCHEMAS = {
+    "nearest_code": "(Tensor x, Tensor codebook) -> Tensor",
+    "quantize": "(Tensor x, Tensor codebook, Tensor(a!)? count) -> (Tensor, Tensor)",
+    "count_codes_": "(Tensor(a!) count, Tensor indices) -> ()",
+    "codebook_grad": "(Tensor grad, Tensor indices, SymInt num_codes) -> Tensor",
+}
+
+_library = torch.library.Library("revq", "DEF")
+
+
+def overload(name: str, variant: str) -> Callable[..., Any]:
+    """The operator ``revq::<name>``: ``variant`` is "default" (the device's kernels) or "reference"."""
+    return getattr(getattr(torch.ops.revq, name), variant)
+
+
+def _fake_nearest_code(x: Tensor, codebook: Tensor) -> Tensor:
+    return x.new_empty(x.shape[:-1], dtype=torch.int64)
+
+
+def _fake_quantize(x: Tensor, codebook: Tensor, count: Tensor | None) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=torch.int64)
+
+
+def _fake_count_codes_(count: Tensor, indices: Tensor) -> None:
+    return None
+
+
+def _fake_codebook_grad(grad: Tensor, indices: Tensor, num_codes: int) -> Tensor:
+    return grad.new_empty((grad.shape[-2], num_codes, grad.shape[-1]), dtype=torch.float32)
+
+
+def _without_own_kernel(name: str, specification: Callable[..., Any]) -> Callable[..., Any]:
+    """What the default overload runs while nothing is registered for a device: load its kernels, else the reference."""
+
+    def run(*arguments: Any) -> Any:
+        if arguments[0].device.type == "cpu" and not native.is_loaded() and native.load() is None:
+            return overload(name, "default")(*arguments)
+        return specification(*arguments)
+
+    return run
+
+
+def _define() -> None:
+    fakes = {
+        "nearest_code": _fake_nearest_code,
+        "quantize": _fake_quantize,
+        "count_codes_": _fake_count_codes_,
+        "codebook_grad": _fake_codebook_grad,
+    }
+    for name, schema in SCHEMAS.items():
+        specification = getattr(reference, name)
+        for suffix, kernel in (("", _without_own_kernel(name, specification)), (".reference", specification)):
+            _library.define(f"{name}{suffix}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+            _library.impl(f"{name}{suffix}", kernel, "CompositeExplicitAutograd")
+            torch.library.register_fake(f"revq::{name}{suffix}", fakes[name], lib=_library)
+    _library.define("cpu_isa() -> int", tags=(torch.Tag.pt2_compliant_tag,))
+
+
+_define()

@@ -1,0 +1,114 @@
+"""The specification: every operation in plain torch, obvious, on any device.
+
+An index is defined by (docs/design.md, "The exactness contract")::
+
+    D(k)   = ((x_0 - c_k0)^2 + (x_1 - c_k1)^2) + ...   in index order, each operation rounded to float32
+    key(k) = (-1 if D(k) is NaN, else the int32 bits of D(k)) << 32 | k
+    index  = the low word of the smallest key
+
+The bits of a float that is not negative order as the float does, so the smallest key is the nearest code, the lowest
+index among equals, and a NaN before every number.  Each step is an eager torch operation of its own: nothing fuses a
+multiplication into an addition, which would change the last bit of D.
+"""
+
+import torch
+from torch import Tensor
+
+PAIRS_PER_CHUNK = 1 << 20
+"""Query-code pairs whose distances exist at one time; bounds the workspace to some tens of megabytes."""
+
+
+def squared_distance(x: Tensor, codes: Tensor) -> Tensor:
+    """D of the contract: ``[..., d]`` against ``[..., d]`` (broadcasting) -> float32 ``[...]``."""
+    x, codes = x.float(), codes.float()
+    difference = x[..., 0] - codes[..., 0]
+    total = difference * difference
+    for j in range(1, x.shape[-1]):
+        difference = x[..., j] - codes[..., j]
+        total = total + difference * difference
+    return total
+
+
+def distance_key(distance: Tensor, index: Tensor) -> Tensor:
+    """The int64 that orders candidates: NaN first, then the distance, then the index."""
+    bits = torch.where(distance.isnan(), -1, distance.view(torch.int32).long())
+    return (bits << 32) | index
+
+
+@torch.no_grad()
+def nearest_code(x: Tensor, codebook: Tensor) -> Tensor:
+    """x ``[..., G, d]``, codebook ``[G, K, d]`` -> indices int64 ``[..., G]``."""
+    num_groups, num_codes, code_dim = codebook.shape
+    queries = x.reshape(-1, num_groups, code_dim)
+    indices = torch.empty(queries.shape[:2], dtype=torch.int64, device=x.device)
+    codes_per_chunk = min(num_codes, PAIRS_PER_CHUNK)
+    rows_per_chunk = max(1, PAIRS_PER_CHUNK // codes_per_chunk)
+    with denormals_kept():
+        for group in range(num_groups):
+            for start in range(0, queries.shape[0], rows_per_chunk):
+                rows = slice(start, start + rows_per_chunk)
+                indices[rows, group] = _nearest_in_group(queries[rows, group], codebook[group], codes_per_chunk)
+    return indices.reshape(x.shape[:-1])
+
+
+def _nearest_in_group(queries: Tensor, codes: Tensor, codes_per_chunk: int) -> Tensor:
+    """queries ``[n, d]``, codes ``[K, d]`` -> indices ``[n]``."""
+    best: Tensor | None = None
+    for first in range(0, codes.shape[0], codes_per_chunk):
+        chunk = codes[first : first + codes_per_chunk]
+        index = torch.arange(first, first + chunk.shape[0], device=codes.device)
+        keys = distance_key(squared_distance(queries[:, None, :], chunk[None, :, :]), index)
+        smallest = keys.amin(dim=1)
+        best = smallest if best is None else torch.minimum(best, smallest)
+    assert best is not None  # K >= 1 is checked at the public functions
+    return best & 0xFFFFFFFF
+
+
+@torch.no_grad()
+def gather_codes(codebook: Tensor, indices: Tensor, dtype: torch.dtype) -> Tensor:
+    """codebook ``[G, K, d]``, indices ``[..., G]`` -> the chosen rows ``[..., G, d]`` in ``dtype``."""
+    group = torch.arange(codebook.shape[0], device=codebook.device)
+    return codebook[group, indices].to(dtype)
+
+
+@torch.no_grad()
+def count_codes_(count: Tensor, indices: Tensor) -> None:
+    """Add to count int64 ``[G, K]`` how often each code stands in indices ``[..., G]``."""
+    by_group = indices.reshape(-1, count.shape[0]).T
+    count.scatter_add_(1, by_group, torch.ones_like(by_group))
+
+
+@torch.no_grad()
+def quantize(x: Tensor, codebook: Tensor, count: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The search, the gather and the count: (quantized ``[..., G, d]`` in x's dtype, indices ``[..., G]``)."""
+    indices = nearest_code(x, codebook)
+    if count is not None:
+        count_codes_(count, indices)
+    return gather_codes(codebook, indices, x.dtype), indices
+
+
+@torch.no_grad()
+def codebook_grad(grad: Tensor, indices: Tensor, num_codes: int) -> Tensor:
+    """Sum the rows of grad ``[..., G, d]`` that chose the same code -> float32 ``[G, K, d]``.
+
+    The sum runs over queries in order, one row at a time, in float32.
+    """
+    num_groups, code_dim = grad.shape[-2:]
+    rows = (indices.reshape(-1, num_groups) + torch.arange(num_groups, device=indices.device) * num_codes).reshape(-1)
+    total = torch.zeros(num_groups * num_codes, code_dim, dtype=torch.float32, device=grad.device)
+    total.index_add_(0, rows, grad.reshape(-1, code_dim).float())
+    return total.view(num_groups, num_codes, code_dim)
+
+
+class denormals_kept:  # noqa: N801 - reads as a statement: ``with denormals_kept():``
+    """Switch flush-to-zero off for a block, and back on if it was on: torch has a setter for it and no getter."""
+
+    def __enter__(self) -> None:
+        tiny = torch.tensor(1e-38)
+        self.flushed = bool((tiny * 0.01) == 0)
+        if self.flushed:
+            torch.set_flush_denormal(False)
+
+    def __exit__(self, *error: object) -> None:
+        if self.flushed:
+            torch.set_flush_denormal(True)

@@ -1,0 +1,102 @@
+"""Every message a user can get: one check per kind of argument, each naming it, what was expected and what came."""
+
+import torch
+from torch import Tensor
+
+INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MAX_CODES = 2**31 - 1
+IMPLEMENTATIONS = ("auto", "native", "reference")
+
+
+def check_search(x: Tensor, codebook: Tensor) -> None:
+    """x ``[..., G, d]`` against codebook ``[G, K, d]``."""
+    _check_tensor("x", x)
+    check_codebook(codebook)
+    _check_dtype("x", x)
+    num_groups, _, code_dim = codebook.shape
+    if x.dim() < 2:
+        raise ValueError(f"x: expected [..., G={num_groups}, d={code_dim}], got shape {tuple(x.shape)}")
+    if x.shape[-2] != num_groups:
+        raise ValueError(
+            f"x: expected [..., G={num_groups}, d={code_dim}] for codebook {tuple(codebook.shape)}, "
+            f"got {x.shape[-2]} groups in shape {tuple(x.shape)}"
+        )
+    if x.shape[-1] != code_dim:
+        raise ValueError(
+            f"x: expected [..., G={num_groups}, d={code_dim}] for codebook {tuple(codebook.shape)}, "
+            f"got d={x.shape[-1]} in shape {tuple(x.shape)}"
+        )
+    _check_same_device("x", x, "codebook", codebook)
+
+
+def check_codebook(codebook: Tensor) -> None:
+    """codebook ``[G, K, d]`` of a floating type with at least one code."""
+    _check_tensor("codebook", codebook)
+    _check_dtype("codebook", codebook)
+    if codebook.dim() != 3:
+        raise ValueError(f"codebook: expected [G, K, d], got shape {tuple(codebook.shape)}")
+    num_groups, num_codes, code_dim = codebook.shape
+    if num_groups < 1 or code_dim < 1:
+        raise ValueError(f"codebook: expected [G, K, d] with G >= 1 and d >= 1, got shape {tuple(codebook.shape)}")
+    if not 1 <= num_codes <= MAX_CODES:
+        raise ValueError(f"codebook: expected 1 <= K <= {MAX_CODES} codes, got K={num_codes}")
+
+
+def check_count(count: Tensor, num_groups: int, num_codes: int | None, like: Tensor) -> None:
+    """count int64 ``[G, K]`` on ``like``'s device; K is left open when ``num_codes`` is None."""
+    _check_tensor("count", count)
+    if count.dtype != torch.int64:
+        raise TypeError(f"count: expected dtype torch.int64, got {count.dtype}")
+    fits = count.dim() == 2 and count.shape[0] == num_groups and num_codes in (None, count.shape[1])
+    if not fits:
+        codes = "K" if num_codes is None else f"K={num_codes}"
+        raise ValueError(f"count: expected [G={num_groups}, {codes}], got shape {tuple(count.shape)}")
+    _check_same_device("count", count, "the other tensors", like)
+
+
+def check_indices(indices: Tensor) -> None:
+    """indices int64 ``[..., G]``."""
+    _check_tensor("indices", indices)
+    if indices.dtype != torch.int64:
+        raise TypeError(f"indices: expected dtype torch.int64, got {indices.dtype}")
+    if indices.dim() < 1:
+        raise ValueError("indices: expected [..., G], got a scalar")
+
+
+def check_index_range(indices: Tensor, num_codes: int) -> None:
+    """Every index is a code: 0 <= index < K.  Reads the data, so it synchronises a device."""
+    if indices.numel() and not (0 <= int(indices.min()) and int(indices.max()) < num_codes):
+        raise ValueError(
+            f"indices: expected values in [0, K={num_codes}), got {int(indices.min())} to {int(indices.max())}"
+        )
+
+
+def check_implementation(impl: str) -> None:
+    """``impl`` is a known name."""
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"impl: expected one of {IMPLEMENTATIONS}, got {impl!r}")
+
+
+def check_reset(noise: float, max_fraction: float, pairing: str) -> None:
+    """The options of `reset_codes_`."""
+    if not noise >= 0:
+        raise ValueError(f"noise: expected a standard deviation >= 0, got {noise}")
+    if not 0 <= max_fraction <= 1:
+        raise ValueError(f"max_fraction: expected a share between 0 and 1, got {max_fraction}")
+    if pairing not in ("paper", "release"):
+        raise ValueError(f"pairing: expected 'paper' or 'release', got {pairing!r}")
+
+
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+
+
+def _check_dtype(name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in INPUT_DTYPES:
+        raise TypeError(f"{name}: expected dtype float32, bfloat16 or float16, got {tensor.dtype}")
+
+
+def _check_same_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if tensor.device != other.device:
+        raise ValueError(f"{name}: expected the device of {other_name}, {other.device}, got {tensor.device}")
