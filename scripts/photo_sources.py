@@ -1,9 +1,8 @@
-"""Read the Debian packages that hold the demo photos: Qt resource files and machine-readable copyright files.
+"""Read the Debian packages that hold the demo photos: Qt resource files, and the credits that come with the photos.
 
 Pure standard library. `fetch_photos.py` uses it to find every photo together with its author and licence.
 """
 
-import fnmatch
 import re
 import struct
 import subprocess
@@ -11,48 +10,31 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-# The licences under which a photo may ship with the package, each with its SPDX id (or, for the public domain,
-# which SPDX does not list, a plain name) and the address of its text.
+# Every licence under which a photo may ship with the package, with the address of its text. The names are SPDX ids,
+# but for the public domain, which SPDX does not list.
 FREE_LICENCES = {
-    "public-domain": ("public-domain", "https://creativecommons.org/publicdomain/mark/1.0/"),
-    "CC0-1.0": ("CC0-1.0", "https://creativecommons.org/publicdomain/zero/1.0/"),
-    "CC-BY-1.0": ("CC-BY-1.0", "https://creativecommons.org/licenses/by/1.0/"),
-    "CC-BY-2.0": ("CC-BY-2.0", "https://creativecommons.org/licenses/by/2.0/"),
-    "CC-BY-2.5": ("CC-BY-2.5", "https://creativecommons.org/licenses/by/2.5/"),
-    "CC-BY-3.0": ("CC-BY-3.0", "https://creativecommons.org/licenses/by/3.0/"),
-    "CC-BY-4.0": ("CC-BY-4.0", "https://creativecommons.org/licenses/by/4.0/"),
-    "CC-BY-SA-2.0": ("CC-BY-SA-2.0", "https://creativecommons.org/licenses/by-sa/2.0/"),
-    "CC-BY-SA-2.5": ("CC-BY-SA-2.5", "https://creativecommons.org/licenses/by-sa/2.5/"),
-    "CC-BY-SA-3.0": ("CC-BY-SA-3.0", "https://creativecommons.org/licenses/by-sa/3.0/"),
-    "CC-BY-SA-4.0": ("CC-BY-SA-4.0", "https://creativecommons.org/licenses/by-sa/4.0/"),
+    "public-domain": "https://creativecommons.org/publicdomain/mark/1.0/",
+    "CC0-1.0": "https://creativecommons.org/publicdomain/zero/1.0/",
+    **{f"CC-BY-{v}": f"https://creativecommons.org/licenses/by/{v}/" for v in ("1.0", "2.0", "2.5", "3.0", "4.0")},
+    **{f"CC-BY-SA-{v}": f"https://creativecommons.org/licenses/by-sa/{v}/" for v in ("2.0", "2.5", "3.0", "4.0")},
 }
+IMAGE_SUFFIXES = (".webp", ".jpg", ".jpeg", ".png")
+_FIELD = re.compile(r"(Files|Copyright|License|Source|Comments?):\s*(.*)")
+_ADAPTED = re.compile(r"based on an? .*?by (?P<author>.+?),? licen[sc]e (?P<licence>[^,]+), source at (?P<url>\S+)")
 
 
 @dataclass
-class Stanza:
-    """One `Files:` paragraph of a Debian copyright file."""
+class Credit:
+    """What a package says of one image: who made it, under which licence, where it is from, what was done to it."""
 
-    patterns: list[str]
-    author: str
-    licence: str
-    comment: str
-
-
-@dataclass
-class Photo:
-    """One image in a package, with what the package's copyright file says of it."""
-
-    package: str
-    version: str
-    path: str
-    data: bytes
     author: str
     licence: str
     source: str
+    changes: str
 
     @property
     def free(self) -> bool:
-        """Whether the photo names an author and stands under a licence that lets it ship."""
+        """Whether an author is named and the licence lets the image ship."""
         return bool(self.author) and self.licence in FREE_LICENCES
 
 
@@ -62,8 +44,9 @@ def download(package: str, cache: Path) -> tuple[Path, str]:
     debs.mkdir(parents=True, exist_ok=True)
     if not any(debs.glob(f"{package}_*.deb")):
         subprocess.run(["apt-get", "download", package], cwd=debs, check=True)
-    deb = sorted(debs.glob(f"{package}_*.deb"))[-1]
+    deb = max(debs.glob(f"{package}_*.deb"))
     if not root.exists():
+        root.parent.mkdir(exist_ok=True)
         subprocess.run(["dpkg", "-x", str(deb), str(root)], check=True)
     version = subprocess.run(["dpkg-deb", "-f", str(deb), "Version"], check=True, capture_output=True, text=True)
     return root, version.stdout.strip()
@@ -103,41 +86,47 @@ def read_rcc(blob: bytes) -> dict[str, bytes]:
     return files
 
 
-def parse_copyright(text: str) -> list[Stanza]:
-    """Return the `Files:` paragraphs of a machine-readable Debian copyright file, in order."""
-    stanzas = []
+def parse_credits(text: str) -> dict[str, Credit]:
+    """Return {file: credit} from a text of `Copyright:`, `License:`, `Source:` and `Files:` paragraphs.
+
+    Both a machine-readable Debian copyright file and the README files that GCompris keeps beside its images have this
+    form. Some README paragraphs list their files right under the licence, so files are taken from there too.
+    """
+    found = {}
     for paragraph in re.split(r"\n\s*\n", text):
         fields, key = {}, ""
         for line in paragraph.splitlines():
-            if match := re.match(r"([A-Za-z-]+):\s*(.*)", line):
-                key = match[1].lower()
-                fields[key] = [match[2]]
-            elif key:
+            if match := _FIELD.match(line.strip()):
+                key = match[1].lower().removesuffix("s")
+                fields[key] = [match[2].strip()]
+            elif key and line.strip():
                 fields[key].append(line.strip())
-        if "files" in fields:
-            authors = [clean_author(line) for line in fields.get("copyright", []) if line.strip()]
-            stanzas.append(
-                Stanza(
-                    patterns=" ".join(fields["files"]).split(),
-                    author="; ".join(dict.fromkeys(a for a in authors if a)),
-                    licence=(fields.get("license") or [""])[0].strip(),
-                    comment=" ".join(fields.get("comment", [])).strip(),
-                )
-            )
-    return stanzas
+        listed = " ".join(fields.get("file", []) + fields.get("license", [])[1:]).split()
+        if not listed or "license" not in fields:
+            continue
+        authors = [clean_author(line) for line in fields.get("copyright", [])]
+        author = "; ".join(dict.fromkeys(name for name in authors if name))
+        source, changes = " ".join(fields.get("source", [])), " ".join(fields.get("comment", []))
+        licence = spdx(fields["license"][0])
+        if adapted := _ADAPTED.search(changes):  # the photographer comes first, then who adapted the photo
+            author, source = f"{clean_author(adapted['author'])} (adapted by {author})", adapted["url"]
+            changes = f"adapted from an original under {spdx(adapted['licence'])}"
+            if spdx(adapted["licence"]) not in FREE_LICENCES:
+                licence = "unclear"
+        for name in listed:
+            if name.lower().endswith(IMAGE_SUFFIXES):
+                found[name] = Credit(author, licence, source, changes)
+    return found
 
 
 def clean_author(line: str) -> str:
     """Strip the years, the mail addresses and the stray punctuation around a copyright holder's name."""
     line = re.sub(r"<[^>]*>", "", line)
-    line = re.sub(r"\b(19|20)\d\d\b([-,\s]*(19|20)\d\d\b)*", "", line)
-    return line.strip(" .,;\"'´\t")
+    line = re.sub(r"\b(19|20)\d\d\b([-,\s]+(19|20)\d\d\b)*", "", line)
+    return " ".join(line.split()).strip(' .,;©"´')
 
 
-def stanza_for(path: str, stanzas: list[Stanza]) -> Stanza | None:
-    """Return the last stanza that matches `path`, as the Debian copyright format prescribes."""
-    found = None
-    for stanza in stanzas:
-        if any(fnmatch.fnmatchcase(path, pattern) for pattern in stanza.patterns):
-            found = stanza
-    return found
+def spdx(licence: str) -> str:
+    """Return the SPDX id of a licence written as "CC-BY-SA 4.0", "Public Domain" and the like."""
+    name = "-".join(licence.split())
+    return {"public-domain": "public-domain", "cc0": "CC0-1.0"}.get(name.lower(), name)

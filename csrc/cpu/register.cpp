@@ -1,0 +1,115 @@
+// The CPU kernels of the operators that revq_kernels/ops.py defines.  Users' mistakes are worded in
+// revq_kernels/validation.py; the checks here keep a direct call of an operator from reading outside its tensors.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <optional>
+#include <tuple>
+
+#include "search.h"
+#include "tile.h"
+
+namespace revq {
+namespace {
+
+Problem check_search(const Tensor& x, const Tensor& codebook) {
+  STD_TORCH_CHECK(codebook.dim() == 3 && x.dim() >= 2, "x: expected [..., G, d] and codebook [G, K, d]");
+  STD_TORCH_CHECK(is_input_type(x.scalar_type()), "x: expected ", name_of_input_types());
+  STD_TORCH_CHECK(is_input_type(codebook.scalar_type()), "codebook: expected ", name_of_input_types());
+  const Problem problem{GroupedRows(x).rows(), codebook.size(0), codebook.size(1), codebook.size(2)};
+  STD_TORCH_CHECK(x.size(x.dim() - 2) == problem.G && x.size(x.dim() - 1) == problem.d,
+                  "x: expected G and d of the codebook");
+  STD_TORCH_CHECK(problem.K >= 1 && problem.K <= INT32_MAX && problem.d >= 1, "codebook: expected 1 <= K < 2^31");
+  return problem;
+}
+
+void check_count(const Tensor& count, int64_t G) {
+  STD_TORCH_CHECK(count.scalar_type() == ScalarType::Long && count.dim() == 2 && count.size(0) == G &&
+                      count.size(1) >= 1,
+                  "count: expected int64 [G, K]");
+}
+
+// Counts may be a view of any strides; the kernel works on contiguous memory.
+void add_counts_checked(Tensor count, const int64_t* indices, const Problem& problem) {
+  Tensor packed = torch::stable::contiguous(count);
+  add_counts(indices, problem, static_cast<int64_t*>(packed.mutable_data_ptr()));
+  if (!count.is_contiguous()) torch::stable::copy_(count, packed);
+}
+
+Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type) {
+  return torch::stable::new_empty(like, sizes, type);
+}
+
+std::vector<int64_t> without_last(const Tensor& x) {
+  std::vector<int64_t> sizes = sizes_of(x);
+  sizes.pop_back();
+  return sizes;
+}
+
+Tensor nearest_code(const Tensor& x, const Tensor& codebook) {
+  const Problem problem = check_search(x, codebook);
+  Tensor indices = empty(x, without_last(x), ScalarType::Long);
+  search(GroupedRows(x), Codebook(codebook), problem, static_cast<int64_t*>(indices.mutable_data_ptr()), nullptr,
+         x.scalar_type());
+  return indices;
+}
+
+std::tuple<Tensor, Tensor> quantize(const Tensor& x, const Tensor& codebook, std::optional<Tensor> count) {
+  const Problem problem = check_search(x, codebook);
+  if (count.has_value()) {
+    check_count(*count, problem.G);
+    STD_TORCH_CHECK(count->size(1) == problem.K, "count: expected K of the codebook");
+  }
+  Tensor indices = empty(x, without_last(x), ScalarType::Long);
+  Tensor quantized = empty(x, sizes_of(x), x.scalar_type());
+  auto* chosen = static_cast<int64_t*>(indices.mutable_data_ptr());
+  search(GroupedRows(x), Codebook(codebook), problem, chosen, quantized.mutable_data_ptr(), x.scalar_type());
+  if (count.has_value()) add_counts_checked(*count, chosen, problem);
+  return {quantized, indices};
+}
+
+void check_range(const int64_t* indices, int64_t size, int64_t K) {
+  for (int64_t i = 0; i < size; ++i) {
+    STD_TORCH_CHECK(indices[i] >= 0 && indices[i] < K, "indices: expected values in [0, K=", K, "), got ", indices[i]);
+  }
+}
+
+void count_codes_(Tensor count, const Tensor& indices) {
+  STD_TORCH_CHECK(indices.scalar_type() == ScalarType::Long && indices.dim() >= 1, "indices: expected int64 [..., G]");
+  const int64_t G = indices.size(indices.dim() - 1);
+  check_count(count, G);
+  const Tensor packed = torch::stable::contiguous(indices);
+  const auto* chosen = static_cast<const int64_t*>(packed.const_data_ptr());
+  check_range(chosen, indices.numel(), count.size(1));
+  add_counts_checked(count, chosen, Problem{G ? indices.numel() / G : 0, G, count.size(1), 1});
+}
+
+Tensor codebook_grad(const Tensor& grad, const Tensor& indices, int64_t num_codes) {
+  STD_TORCH_CHECK(grad.dim() >= 2 && is_input_type(grad.scalar_type()), "grad: expected [..., G, d], ",
+                  name_of_input_types());
+  STD_TORCH_CHECK(indices.scalar_type() == ScalarType::Long && sizes_of(indices) == without_last(grad),
+                  "indices: expected int64 [..., G] of grad");
+  const Problem problem{GroupedRows(grad).rows(), grad.size(grad.dim() - 2), num_codes, grad.size(grad.dim() - 1)};
+  const Tensor packed = torch::stable::contiguous(indices);
+  const auto* chosen = static_cast<const int64_t*>(packed.const_data_ptr());
+  check_range(chosen, indices.numel(), num_codes);
+  Tensor total = empty(grad, {problem.G, problem.K, problem.d}, ScalarType::Float);
+  sum_segments(GroupedRows(grad), chosen, problem, static_cast<float*>(total.mutable_data_ptr()));
+  return total;
+}
+
+int64_t cpu_isa_of_this_machine() { return cpu_isa(); }
+
+}  // namespace
+}  // namespace revq
+
+STABLE_TORCH_LIBRARY_IMPL(revq, CPU, m) {
+  m.impl("nearest_code", TORCH_BOX(&revq::nearest_code));
+  m.impl("quantize", TORCH_BOX(&revq::quantize));
+  m.impl("count_codes_", TORCH_BOX(&revq::count_codes_));
+  m.impl("codebook_grad", TORCH_BOX(&revq::codebook_grad));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(revq, CompositeExplicitAutograd, m) {
+  m.impl("cpu_isa", TORCH_BOX(&revq::cpu_isa_of_this_machine));
+}

@@ -1,0 +1,32 @@
+// One tile of the search: a block of queries against a few hundred packed codes, with D of the contract.
+#pragma once
+
+#include <cstdint>
+
+namespace revq {
+
+// Codes stand in panels of kLanes, transposed: panel[j * kLanes + lane] is number j of code `lane`.
+constexpr int64_t kLanes = 16;
+constexpr int64_t kQueriesPerStep = 4;
+
+// Best candidate per query and lane: the upper word of the contract's key, and the panel it stands in.
+struct Best {
+  int32_t key[kLanes];
+  int32_t panel[kLanes];
+};
+
+// queries [count, d] with count a multiple of kQueriesPerStep; panels [num_panels, d, kLanes]; best [count].
+using SearchTile = void (*)(const float* queries, int64_t count, int64_t d, const float* panels, int64_t num_panels,
+                            int32_t first_panel, Best* best);
+
+// 0 baseline, 1 x86-64-v3, 2 x86-64-v4: the clone that this machine runs.
+int cpu_isa();
+
+// The clone of the tile for an instruction set that the machine has; nullptr when this build has none.
+SearchTile search_tile(int isa);
+
+namespace baseline { void search_tile(const float*, int64_t, int64_t, const float*, int64_t, int32_t, Best*); }
+namespace x86_64_v3 { void search_tile(const float*, int64_t, int64_t, const float*, int64_t, int32_t, Best*); }
+namespace x86_64_v4 { void search_tile(const float*, int64_t, int64_t, const float*, int64_t, int32_t, Best*); }
+
+}  // namespace revq

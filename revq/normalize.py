@@ -1,0 +1,128 @@
+"""Statistics of latents, per element, and the normaliser made of them (paper, section 4.1)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from revq.errors import InputError
+
+
+class LatentStatistics:
+    """Mean and population variance of every element of a latent, over a stream of batches, in float64.
+
+    Batches are joined by Chan, Golub and LeVeque's parallel formula, so nothing cancels when the mean is large beside the
+    deviation, and statistics of parts `merge` into those of the whole.
+
+    Attributes:
+        count: samples seen so far.
+        mean: float64 ``[*shape]`` on the CPU (None before the first sample).
+        variance: float64 ``[*shape]``, the mean squared deviation.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Tensor | None = None
+        self._squares: Tensor | None = None  # sum of squared deviations from the mean
+
+    @property
+    def variance(self) -> Tensor | None:
+        """Population variance, float64 ``[*shape]`` (None before the first sample)."""
+        return None if self._squares is None else self._squares / self.count
+
+    @torch.no_grad()
+    def update(self, latents: Tensor) -> None:
+        """Add a batch ``[B, *shape]`` of any floating dtype, on any device with float64.
+
+        Raises:
+            InputError: if the shape differs from that of earlier batches.
+        """
+        if len(latents) == 0:
+            return
+        batch = latents.detach().double()
+        mean = batch.mean(dim=0)
+        squares = (batch - mean).square_().sum(dim=0)
+        self._join(len(latents), mean.cpu(), squares.cpu())
+
+    def merge(self, other: "LatentStatistics") -> None:
+        """Add the samples that ``other`` saw.
+
+        Raises:
+            InputError: if ``other`` has latents of another shape.
+        """
+        if other.count:
+            self._join(other.count, other.mean, other._squares)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything seen so far: ``count`` (int), ``mean`` and ``squares`` (float64 tensors, None if count is 0)."""
+        return {"count": self.count, "mean": _copy(self.mean), "squares": _copy(self._squares)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a `state_dict`."""
+        self.count = int(state["count"])
+        self.mean, self._squares = _copy(state["mean"]), _copy(state["squares"])
+
+    def _join(self, count: int, mean: Tensor, squares: Tensor) -> None:
+        if not self.count:
+            self.count, self.mean, self._squares = count, mean.clone(), squares.clone()
+            return
+        if mean.shape != self.mean.shape:
+            raise InputError(f"latents: expected shape {_text(self.mean)} per sample as before, got {_text(mean)}")
+        total = self.count + count
+        delta = mean - self.mean
+        self.mean = self.mean + delta * (count / total)
+        self._squares = self._squares + squares + delta.square() * (self.count * count / total)
+        self.count = total
+
+
+class Normalizer(nn.Module):
+    """Brings every element of a latent to zero mean and unit variance; starts as the identity.
+
+    The statistics belong to elements, not to channels: the official model's do too.
+
+    Args:
+        latent_shape: (C, h, w).
+
+    Attributes:
+        mean, std: float32 buffers ``[C, h, w]``.
+    """
+
+    def __init__(self, latent_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(latent_shape))
+        self.register_buffer("std", torch.ones(latent_shape))
+
+    @torch.no_grad()
+    def fit_(self, statistics: LatentStatistics) -> "Normalizer":
+        """Take mean and standard deviation from ``statistics``; an element that never varies gets std 1.
+
+        Raises:
+            InputError: if the statistics are empty, not finite, or of another shape.
+        """
+        if not statistics.count:
+            raise InputError("statistics: expected at least one latent, got none")
+        if statistics.mean.shape != self.mean.shape:
+            raise InputError(f"statistics: expected shape {_text(self.mean)}, got {_text(statistics.mean)}")
+        mean, std = statistics.mean.float(), statistics.variance.sqrt().float()
+        if not (mean.isfinite().all() and std.isfinite().all()):
+            raise InputError("statistics: expected finite numbers; some latents contain NaN or infinity")
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(std == 0, 1.0, std))
+        return self
+
+    def normalize(self, latents: Tensor) -> Tensor:
+        """``[B, C, h, w]`` of any floating dtype in the VAE's units -> float32 in units of standard deviations."""
+        # A subtraction and a division, each rounded once, are equal on every device: equal latents give equal tokens.
+        return (latents.float() - self.mean) / self.std
+
+    def denormalize(self, normalized: Tensor) -> Tensor:
+        """The inverse of `normalize`: ``[B, C, h, w]`` -> float32 in the VAE's units."""
+        return normalized.float() * self.std + self.mean
+
+
+def _copy(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.clone()
+
+
+def _text(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))

@@ -1,0 +1,80 @@
+"""Builds the compiled library; metadata stands in pyproject.toml.
+
+    pip install torch                              # first: the headers come from the torch you have
+    pip install --no-build-isolation -e .          # REVQ_DEV=1 adds the window that the tests use
+
+The library uses torch's stable ABI: one wheel for every Python and for torch >= 2.10.
+"""
+
+import os
+import sys
+
+from setuptools import setup
+
+try:
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+except ImportError:
+    sys.exit(
+        "\nrevq builds its kernels against the torch that you have, and no torch is importable here.\n"
+        "An isolated build cannot see yours.  Install torch first, then build without isolation:\n\n"
+        "    pip install torch setuptools wheel ninja\n"
+        "    pip install --no-build-isolation .\n"
+    )
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # setuptools < 70.1
+    from wheel.bdist_wheel import bdist_wheel
+
+TORCH_2_10 = "0x020a000000000000"
+TILES = ["csrc/cpu/tile_baseline.cpp", "csrc/cpu/tile_x86_64_v3.cpp", "csrc/cpu/tile_x86_64_v4.cpp", "csrc/cpu/isa.cpp"]
+HEADERS = [
+    "csrc/common/problem.h",
+    "csrc/cpu/float_mode.h",
+    "csrc/cpu/search.h",
+    "csrc/cpu/tile.h",
+    "csrc/cpu/tile.inl",
+]
+# -ffp-contract=off: gcc would otherwise fuse a product into a sum, which changes the last bit of a distance.
+# No -ffast-math, least of all at link: gcc then switches denormals off for the whole process.
+FLAGS = ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-psabi"]
+
+
+class AnyPythonWheel(bdist_wheel):
+    """The library holds no Python symbol, so the wheel fits every Python 3 on its platform."""
+
+    def get_tag(self):
+        """``py3-none-<platform>``."""
+        return ("py3", "none", super().get_tag()[2])
+
+
+def extensions():
+    """The library, and with REVQ_DEV=1 the tests' window."""
+    built = [
+        CppExtension(
+            "revq_kernels._C",
+            ["csrc/cpu/register.cpp", "csrc/cpu/search.cpp", "csrc/cpu/accumulate.cpp", *TILES],
+            depends=HEADERS,
+            py_limited_api=True,  # leaves libtorch_python out
+            extra_compile_args=[*FLAGS, f"-DTORCH_TARGET_VERSION={TORCH_2_10}"],
+        )
+    ]
+    if os.environ.get("REVQ_DEV") == "1":
+        import pybind11
+
+        built.append(
+            CppExtension(
+                "revq_kernels._dev",
+                ["csrc/dev/bindings.cpp", *TILES],
+                depends=HEADERS,
+                include_dirs=[pybind11.get_include()],
+                extra_compile_args=FLAGS,
+            )
+        )
+    return built
+
+
+setup(
+    ext_modules=extensions(),
+    cmdclass={"build_ext": BuildExtension.with_options(no_python_abi_suffix=True), "bdist_wheel": AnyPythonWheel},
+)

@@ -1,0 +1,56 @@
+"""What a run shows: the table's alignment, the picture's pixels, the plot's existence."""
+
+import pytest
+from PIL import Image
+
+from revq.report import pairs, save_comparison, save_loss_plot, table
+
+
+def test_table():
+    text = table(["", "PSNR", "SSIM"], [["VAE alone", "26.79", "0.8"], ["rectified", "3.1", "0.75"]])
+    assert text.split("\n") == [
+        "            PSNR  SSIM",
+        "----------------------",
+        "VAE alone  26.79   0.8",
+        "rectified    3.1  0.75",
+    ]
+    with pytest.raises(ValueError, match="expected 2 cells"):
+        table(["a", "b"], [["1"]])
+    assert pairs([("a", "1"), ("long", "2")]) == "a     1\nlong  2"
+
+
+def test_comparison_holds_every_picture(tmp_path):
+    colours = [["red", "lime"], ["blue", "black"], ["yellow", "cyan"]]
+    columns = [(f"c{i}", [Image.new("RGB", (96, 48), colour) for colour in column]) for i, column in enumerate(colours)]
+    save_comparison(tmp_path / "p.png", columns)
+    with Image.open(tmp_path / "p.png") as sheet:
+        assert sheet.format == "PNG"
+        found = {colour: count for count, colour in sheet.convert("RGB").getcolors(1 << 20)}
+    for colour in sum(colours, []):
+        rgb = Image.new("RGB", (1, 1), colour).getpixel((0, 0))
+        assert 96 * 48 <= found[rgb] <= 96 * 48 + 300, colour  # black also writes the labels
+    assert [path.name for path in tmp_path.iterdir()] == ["p.png"]
+
+
+def test_comparison_refuses_what_does_not_line_up(tmp_path):
+    small, large = Image.new("RGB", (8, 8)), Image.new("RGB", (9, 8))
+    for columns in ([("a", [small]), ("b", [])], [("a", [small]), ("b", [large])], [("a", [])], []):
+        with pytest.raises(ValueError, match="expected equally many"):
+            save_comparison(tmp_path / "p.png", columns)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_loss_plot(tmp_path):
+    records = [{"kind": "step", "step": s, "quantizer_loss": 1 / s, "rectifier_loss": 0.9 / s} for s in range(1, 30)]
+    save_loss_plot(tmp_path / "without.png", records)
+    records += [
+        {"kind": "epoch", "step": s, "validation_quantised": 0.5, "validation_rectified": 0.4} for s in (10, 20)
+    ]
+    records += [{"kind": "epoch", "step": 30, "validation_quantised": None, "validation_rectified": None}]
+    save_loss_plot(tmp_path / "with.png", records)
+    pictures = {}
+    for name in ("without.png", "with.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.format == "PNG" and min(picture.size) > 300
+            pictures[name] = picture.convert("RGB").tobytes()
+    assert pictures["with.png"] != pictures["without.png"]
