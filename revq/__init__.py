@@ -24,7 +24,7 @@ _HOME = {
 }
 _MODULES = ("recipes", "train")  # modules, used as revq.recipes.demo() and revq.train.train(...)
 
-__all__ = ["__version__", *sorted([*_HOME, *_MODULES])]  # noqa: PLE0604
+__all__ = ["__version__", *sorted([*_HOME, *_MODULES])]
 
 
 def __getattr__(name: str) -> Any:

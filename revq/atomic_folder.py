@@ -3,7 +3,6 @@
 import ctypes
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,12 +25,13 @@ def atomic_folder(target: str | Path, replaceable: frozenset[str]) -> Iterator[P
     target = Path(target).absolute()
     _check_replaceable(target, replaceable)
     target.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    new = target.with_name(f".{target.name}.tmp")  # one name, so that the next write clears what a killed one left
+    _remove(new)
+    new.mkdir()
     try:
         yield new
         for path in new.iterdir():
             sync(path)
-        new.chmod(0o777 & ~_umask())  # mkdtemp's folders are for their owner alone
         sync(new)
         if not target.exists():
             new.rename(target)
@@ -40,7 +40,7 @@ def atomic_folder(target: str | Path, replaceable: frozenset[str]) -> Iterator[P
             _exchange(new, target)
         sync(target.parent)
     finally:
-        shutil.rmtree(new, ignore_errors=True)  # after an exchange, this is the old folder
+        _remove(new)  # after an exchange, this is the old folder
 
 
 def _check_replaceable(target: Path, replaceable: frozenset[str]) -> None:
@@ -56,6 +56,7 @@ def _exchange(new: Path, target: Path) -> None:
     """Swap two folders: in one step where the system can (Linux), else with a moment in which ``target`` is away."""
     if not _renameat2_exchange(new, target):
         aside = new.with_name(new.name + ".old")
+        _remove(aside)
         target.rename(aside)
         new.rename(target)
         aside.rename(new)
@@ -70,7 +71,6 @@ def _renameat2_exchange(new: Path, target: Path) -> bool:
     return renameat2(at_fdcwd, os.fsencode(new), at_fdcwd, os.fsencode(target), rename_exchange) == 0
 
 
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)

@@ -56,13 +56,14 @@ def encode_folder(
 
     if image_size < 1 or batch_size < 1:
         raise InputError(f"image_size and batch_size: expected numbers >= 1, got {image_size} and {batch_size}")
-    paths = list_images(images) if isinstance(images, str | Path) else [Path(path) for path in images]
+    folder = Path(images) if isinstance(images, str | Path) else None
+    paths = list_images(folder) if folder else [Path(path) for path in images]
     plan = StorePlan(
         vae=vae.name,
         vae_fingerprint=vae.fingerprint,
         latent_shape=vae.latent_shape(image_size),
         image_size=image_size,
-        sources=tuple(path.name for path in paths),
+        sources=tuple(path.relative_to(folder).as_posix() if folder else path.name for path in paths),
         crops=crops,
         seed=seed,
         dtype=dtype,

@@ -66,10 +66,8 @@ def center_crop(image: "Image", size: int) -> "Image":
 
     _check_size(size)
     width, height = image.size
-    if width <= height:
-        scaled = (size, int(size * height / width))
-    else:
-        scaled = (int(size * width / height), size)
+    short = min(width, height)
+    scaled = (int(size * width / short), int(size * height / short))
     image = image.resize(scaled, Resampling.BILINEAR)
     left, top = round((scaled[0] - size) / 2), round((scaled[1] - size) / 2)
     return image.crop((left, top, left + size, top + size))

@@ -35,7 +35,7 @@ class StorePlan:
     latent_shape: tuple[int, int, int]
     image_size: int
     sources: tuple[str, ...]
-    """Names of the images, without their folder."""
+    """Names of the images, as paths inside the folder they came from."""
     crops: int = 0
     """Random crops per image; 0 means one centre crop."""
     seed: int = 0

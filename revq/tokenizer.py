@@ -17,8 +17,6 @@ from revq.vae import FrozenVAE, load_vae
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Images = "Tensor | Sequence[Image]"
-
 
 class Tokenizer:
     """Encodes square images to tokens and decodes tokens to images.
@@ -83,7 +81,7 @@ class Tokenizer:
             write_model(self.model, new)
             (new / TOKENIZER).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
-    def encode(self, images: Images) -> Tensor:
+    def encode(self, images: "Tensor | Sequence[Image]") -> Tensor:
         """Tokens int64 ``[B, T]`` of images.
 
         Args:
@@ -104,7 +102,7 @@ class Tokenizer:
         """
         return self.vae.decode(self.model.decode_tokens(indices))
 
-    def reconstruct(self, images: Images) -> Tensor:
+    def reconstruct(self, images: "Tensor | Sequence[Image]") -> Tensor:
         """``decode(encode(images))``."""
         return self.decode(self.encode(images))
 
@@ -112,7 +110,7 @@ class Tokenizer:
     def _model_device(self) -> torch.device:
         return self.model.quantizer.codebook.device
 
-    def _batch(self, images: Images) -> Tensor:
+    def _batch(self, images: "Tensor | Sequence[Image]") -> Tensor:
         if not isinstance(images, Tensor):
             return to_tensor([center_crop(image, self.image_size) for image in images])
         expected = (3, self.image_size, self.image_size)

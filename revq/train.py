@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import torch
 
-from revq.atomic import atomic_file
 from revq.checkpoint import load_checkpoint, save_checkpoint
 from revq.config import RunConfig, to_dict
 from revq.errors import InputError
 from revq.evaluate import CodeUse, LatentErrors, latent_errors, summarise_count
 from revq.latents import LatentStore
 from revq.model import ReVQ
+from revq.model_files import TOKENIZER, model_folder, write_model
 from revq.normalize import LatentStatistics
 from revq.progress import progress_bar
 from revq.seeds import derived_seed, generator
@@ -211,8 +211,6 @@ def _start_model(model: ReVQ, config: RunConfig, store: LatentStore, device: tor
     statistics = LatentStatistics()
     for latents in store.batches(1024):
         statistics.update(latents)
-    if not torch.isfinite(statistics.variance).all():
-        raise InputError(f"{store.folder}: expected finite latents, got others")
     model.normalizer.fit_(statistics)
     if config.train.init == "data":
         samples = min(
@@ -237,7 +235,7 @@ def _load(path: Path, about: str) -> dict:
 
 def _save_model(model: ReVQ, store: LatentStore, folder: Path) -> None:
     """The model folder, with the name of the VAE that `revq.Tokenizer.from_pretrained` joins it to."""
-    model.save_pretrained(folder)
     about = {"vae": store.plan.vae, "vae_fingerprint": store.plan.vae_fingerprint, "image_size": store.plan.image_size}
-    with atomic_file(folder / "tokenizer.json") as temporary:
-        temporary.write_text(json.dumps(about, indent=1) + "\n")
+    with model_folder(folder) as new:
+        write_model(model, new)
+        (new / TOKENIZER).write_text(json.dumps(about, indent=2) + "\n")

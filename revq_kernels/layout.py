@@ -30,7 +30,9 @@ def split_tokens(latents: Tensor, code_dim: int, split: Split = "channel") -> Te
         raise ValueError(f"latents: expected [B, C, h, w], got shape {tuple(latents.shape)}")
     size = math.prod(latents.shape[1:])
     if code_dim < 1 or size % code_dim:
-        raise ValueError(f"code_dim: expected a divisor of C*h*w={size} for latents {tuple(latents.shape)}, got {code_dim}")
+        raise ValueError(
+            f"code_dim: expected a divisor of C*h*w={size} for latents {tuple(latents.shape)}, got {code_dim}"
+        )
     if split == "space":
         latents = latents.permute(0, 2, 3, 1)
     return latents.reshape(latents.shape[0], size // code_dim, code_dim)

@@ -171,7 +171,9 @@ class FastChannelVQ(nn.Module):
         elif x.dim() != 3 or x.shape[2] != self.code_dim:
             raise ValueError(f"x: expected [B, C, H, W] or [B, T, d={self.code_dim}], got shape {tuple(x.shape)}")
         if x.shape[1] % self.num_groups:
-            raise ValueError(f"x: expected T to be a multiple of num_groups={self.num_groups}, got T={x.shape[1]} tokens")
+            raise ValueError(
+                f"x: expected T to be a multiple of num_groups={self.num_groups}, got T={x.shape[1]} tokens"
+            )
         return x
 
     def _grouped(self, tokens: Tensor) -> Tensor:

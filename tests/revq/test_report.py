@@ -26,7 +26,7 @@ def test_comparison_holds_every_picture(tmp_path):
     with Image.open(tmp_path / "p.png") as sheet:
         assert sheet.format == "PNG"
         found = {colour: count for count, colour in sheet.convert("RGB").getcolors(1 << 20)}
-    for colour in sum(colours, []):
+    for colour in colours[0] + colours[1] + colours[2]:
         rgb = Image.new("RGB", (1, 1), colour).getpixel((0, 0))
         assert 96 * 48 <= found[rgb] <= 96 * 48 + 300, colour  # black also writes the labels
     assert [path.name for path in tmp_path.iterdir()] == ["p.png"]

@@ -1,0 +1,51 @@
+# Two commands on a fresh machine: `make demo` and `make test`.  Each rule also works by hand.
+#
+#   make demo            photos -> tokens -> photos, on the shipped photos and VAE; results in runs/demo/
+#   make test            the test suite
+#   make check           lint
+#   make bench           measure; rows go to benchmarks/results/
+#   make PY=python demo  use the active environment, with the torch that is in it (never replaced)
+
+TORCH ?= 2.13.0
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.inl)
+
+ifeq ($(origin PY), undefined)
+PY := .venv/bin/python
+READY := .venv/.ready
+else
+READY := active-environment
+endif
+
+.PHONY: demo test check bench clean active-environment
+
+demo: $(READY)
+	$(PY) -m revq demo
+
+test: $(READY)
+	$(PY) -m pytest
+
+check: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+bench: $(READY)
+	$(PY) -m benchmarks.search
+	$(PY) -m benchmarks.memory
+
+clean:
+	rm -rf .venv build dist runs *.egg-info revq_kernels/*.so
+
+.venv/.torch:
+	python3 -m venv .venv
+	.venv/bin/pip install --quiet torch==$(TORCH) "setuptools>=70.1" wheel ninja pybind11
+	touch $@
+
+.venv/.ready: .venv/.torch $(SOURCES)
+	REVQ_DEV=1 .venv/bin/pip install --quiet --no-build-isolation -e ".[dev]"
+	touch $@
+
+active-environment:
+	@$(PY) -c "import torch; v = tuple(map(int, torch.__version__.split('.')[:2])); assert v >= (2, 10), torch.__version__" \
+	  || { echo "make PY=$(PY): this environment needs torch >= 2.10; install the build you want first"; exit 1; }
+	$(PY) -m pip install --quiet "setuptools>=70.1" wheel ninja pybind11
+	REVQ_DEV=1 $(PY) -m pip install --quiet --no-build-isolation -e ".[dev]"

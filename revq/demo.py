@@ -1,0 +1,221 @@
+"""The demo: from the shipped photos to tokens and back in about two minutes on two CPU cores.
+
+It trains on random crops of the training photos and judges on centre crops of photos that gave no training crop; these
+influence nothing but the report.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+import revq_kernels
+from revq import recipes
+from revq.atomic import atomic_file
+from revq.config import RunConfig, to_dict
+from revq.encode import encode_folder
+from revq.errors import InputError
+from revq.evaluate import Reconstructions, code_use, image_quality, latent_errors, reconstruct
+from revq.report import pairs, save_comparison, save_loss_plot, table
+from revq.track import read_records
+from revq.train import train
+from revq_kernels.layout import split_tokens
+
+if TYPE_CHECKING:
+    from revq.model import ReVQ
+    from revq.vae import FrozenVAE
+
+LEAST_GAIN = 0.02
+"""The rectifier must lower the held-out latent error by this share."""
+LEAST_UTILISATION = 0.97
+"""This share of the codes must be chosen in one pass over the training latents."""
+
+_WRITES = ("latents", "checkpoint.pt", "metrics.jsonl", "model", "comparison.png", "loss.png", "demo.json")
+_SHOWN = 8  # photos in the picture
+
+
+class DemoResult(NamedTuple):
+    """What `demo` found."""
+
+    numbers: dict[str, Any]
+    """As in ``demo.json``."""
+    failures: list[str]
+    """A line for each threshold that was missed; empty when all is well."""
+
+
+def demo(
+    out: str | Path = "runs/demo",
+    *,
+    config: RunConfig | None = None,
+    crops: int = 3072,
+    image_size: int = 128,
+    vae: "FrozenVAE | None" = None,
+    photos: Sequence[Path] | None = None,
+    held_out: Sequence[Path] | None = None,
+    progress: bool = True,
+) -> DemoResult:
+    """Run the demo, print its report and write ``comparison.png, loss.png, metrics.jsonl, demo.json, model/, latents/``.
+
+    Called again, also after an interruption, it starts afresh and replaces what the earlier demo wrote.
+
+    Args:
+        out: folder to write to.
+        config: the run; `recipes.demo` unless given.
+        crops: training crops, at least; rounded up to equally many per photo.
+        image_size: side of a crop in pixels.
+        vae: the VAE; the embedded one unless given.
+        photos: training photos; the shipped ones unless given.
+        held_out: photos to judge on; the shipped ones unless given.
+        progress: show bars.
+
+    Raises:
+        InputError: if ``out`` holds files that no demo wrote.
+    """
+    from revq import data
+    from revq.images import center_crop, load_image, to_tensor
+    from revq.vae import load_vae
+
+    config, out = config or recipes.demo(), Path(out)
+    photos = list(data.train_photos() if photos is None else photos)
+    held_out = list(data.held_out_photos() if held_out is None else held_out)
+    _make_room(out, config)
+    seconds: dict[str, float] = {}
+    clock = _Clock(seconds)
+
+    with clock("load the VAE"):
+        vae = load_vae() if vae is None else vae
+    per_photo = -(-crops // len(photos))
+    print(
+        f"Encoding {per_photo * len(photos)} random crops of {len(photos)} photos, {image_size} px, with {vae.class_name}"
+    )
+    with clock("encode"):
+        common = {"image_size": image_size, "batch_size": 32, "progress": progress}
+        store = encode_folder(photos, vae, out=out / "latents" / "train", crops=per_photo, **common)
+        judged = encode_folder(held_out, vae, out=out / "latents" / "held_out", **{**common, "progress": False})
+
+    model = config.model
+    print(f"Training {model.num_tokens} tokens x {model.num_codes} codes for {config.train.epochs} epochs")
+    with clock("train"):
+        trained = train(config, store, out, validation=judged, progress=progress).model
+
+    with clock("evaluate"):
+        use, errors = code_use(trained, store), latent_errors(trained, judged)
+        originals = to_tensor([center_crop(load_image(path), image_size) for path in held_out])
+        pictures = reconstruct(trained, vae, originals)
+        quality = image_quality(pictures)
+        _draw(out, pictures)
+
+    numbers = {
+        "vae": vae.name,
+        "training_crops": len(store),
+        "held_out_photos": len(judged),
+        "quality": {name: value._asdict() for name, value in quality.items()},
+        "latent_mse_quantised": errors.quantised,
+        "latent_mse_rectified": errors.rectified,
+        "rectifier_gain": errors.gain,
+        **use._asdict(),
+        "num_tokens": model.num_tokens,
+        "num_codes": model.num_codes,
+        "bits_per_image": model.bits_per_sample,
+        "kernel": _kernel(trained, judged.rows([0])),
+        "threads": torch.get_num_threads(),
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+    }
+    with atomic_file(out / "demo.json") as path:
+        path.write_text(json.dumps({"demo": to_dict(config), **numbers}, indent=1) + "\n")
+    print(_report(numbers, image_size))
+    print(f"\nPicture    {out / 'comparison.png'}\nLosses     {out / 'loss.png'}, {out / 'metrics.jsonl'}")
+    print(f'Model      {out / "model"}: revq.Tokenizer.from_pretrained("{out / "model"}")')
+    return DemoResult(numbers, _failures(numbers))
+
+
+def _failures(numbers: dict[str, Any]) -> list[str]:
+    failures = []
+    if not numbers["rectifier_gain"] >= LEAST_GAIN:
+        failures.append(
+            f"the rectifier lowers the held-out latent MSE by {numbers['rectifier_gain']:.2%}, expected {LEAST_GAIN:.0%} or more"
+        )
+    if not numbers["utilisation"] >= LEAST_UTILISATION:
+        failures.append(f"utilisation is {numbers['utilisation']:.2%}, expected {LEAST_UTILISATION:.0%} or more")
+    return failures
+
+
+def _report(numbers: dict[str, Any], image_size: int) -> str:
+    """The two tables."""
+    mse = {"quantised": numbers["latent_mse_quantised"], "rectified": numbers["latent_mse_rectified"]}
+    labels = {"vae": "VAE alone", "quantised": "quantised", "rectified": "quantised and rectified"}
+    rows = [
+        [labels[name], f"{value['psnr']:.2f}", f"{value['ssim']:.4f}", f"{mse[name]:.4f}" if name in mse else "0"]
+        for name, value in numbers["quality"].items()
+    ]
+    bits = numbers["bits_per_image"]
+    facts = [
+        ("rectifier", f"{numbers['rectifier_gain']:.1%} less held-out latent MSE"),
+        (
+            "codebook utilisation",
+            f"{numbers['utilisation']:.2%} of the codes, {numbers['lowest_utilisation']:.1%} in the worst book",
+        ),
+        ("codebook perplexity", f"{numbers['perplexity']:.1f} of {numbers['num_codes']}"),
+        ("tokens per image", f"{numbers['num_tokens']}"),
+        ("bits per image", f"{bits} ({bits / image_size**2:.2f} bits per pixel, {bits / 8:.0f} bytes)"),
+        ("kernel", numbers["kernel"]),
+        *((f"seconds, {name}", f"{value:.1f}") for name, value in numbers["seconds"].items()),
+        ("seconds, in all", f"{sum(numbers['seconds'].values()):.1f} on {numbers['threads']} threads"),
+    ]
+    title = f"\n{numbers['held_out_photos']} held-out photos, {image_size} px"
+    return "\n".join([title, "", table(["", "PSNR dB", "SSIM", "latent MSE"], rows), "", pairs(facts)])
+
+
+def _draw(out: Path, pictures: Reconstructions) -> None:
+    from revq.images import to_pil
+
+    count = len(pictures.original)
+    shown = sorted({count * place // _SHOWN for place in range(_SHOWN)})  # spread over all photos
+    labels = ("original", "VAE", "quantised", "rectified")
+    save_comparison(
+        out / "comparison.png", [(label, to_pil(images[shown])) for label, images in zip(labels, pictures, strict=True)]
+    )
+    save_loss_plot(out / "loss.png", read_records(out / "metrics.jsonl"))
+
+
+def _kernel(model: "ReVQ", latents: torch.Tensor) -> str:
+    """Which implementation searches these latents, and why."""
+    tokens = split_tokens(model.normalizer.normalize(latents), model.config.code_dim, model.config.split)
+    return str(
+        revq_kernels.explain(tokens.reshape(-1, model.config.groups, model.config.code_dim), model.quantizer.codebook)
+    )
+
+
+def _make_room(out: Path, config: RunConfig) -> None:
+    """Remove what an earlier demo wrote to ``out`` and mark the folder as a demo's; touch nobody else's files."""
+    present = [out / name for name in _WRITES if (out / name).exists()]
+    if present and not (out / "demo.json").is_file():
+        raise InputError(
+            f"{out}: expected a new folder or an earlier demo's, but it holds {present[0].name} of another origin"
+        )
+    for path in present:
+        if path.name != "demo.json":  # the mark stays until it is replaced
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with atomic_file(out / "demo.json") as path:
+        path.write_text(json.dumps({"demo": to_dict(config)}, indent=1) + "\n")
+
+
+class _Clock:
+    """``with clock("stage")`` notes the wall seconds of a stage."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self._seconds, self._name, self._start = seconds, "", 0.0
+
+    def __call__(self, name: str) -> "_Clock":
+        self._name = name
+        return self
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self._seconds[self._name] = time.perf_counter() - self._start

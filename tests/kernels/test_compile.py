@@ -1,0 +1,78 @@
+"""torch.compile, torch.export and opcheck on the operators and on what is built from them."""
+
+import pytest
+import torch
+
+from revq_kernels import FastChannelVQ, count_codes_, nearest_code, ops, quantize
+
+
+@pytest.fixture
+def problem():
+    return torch.randn(6, 3, 4), torch.randn(3, 20, 4), torch.zeros(3, 20, dtype=torch.int64)
+
+
+def variant_of(impl):
+    return "reference" if impl == "reference" else "default"
+
+
+def test_opcheck(problem, impl):
+    x, codebook, count = problem
+    indices = nearest_code(x, codebook, impl=impl)
+    check, of = torch.library.opcheck, variant_of(impl)
+    for arguments in ((x, codebook), (x[:0], codebook), (x.transpose(0, 1).contiguous().transpose(0, 1), codebook)):
+        check(ops.overload("nearest_code", of), arguments)
+        check(ops.overload("quantize", of), (*arguments, None))
+        check(ops.overload("quantize", of), (*arguments, count))
+    check(ops.overload("count_codes_", of), (count, indices))
+    check(ops.overload("codebook_grad", of), (x, indices, 20))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_functions_are_whole_graphs_and_equal(problem, impl, dynamic):
+    x, codebook, count = problem
+    codebook.requires_grad_()
+
+    def step(x, codebook, count):
+        quantized, indices = quantize(x * 1.0, codebook, count=count, impl=impl)
+        count_codes_(count, indices, impl=impl)
+        return (quantized * x).sum(), indices
+
+    eager_count = count.clone()
+    loss, indices = step(x, codebook, eager_count)
+    (gradient,) = torch.autograd.grad(loss, codebook)
+    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    compiled_loss, compiled_indices = compiled(x, codebook, count)
+    (compiled_gradient,) = torch.autograd.grad(compiled_loss, codebook)
+    assert torch.equal(indices, compiled_indices) and torch.equal(count, eager_count)
+    assert torch.equal(gradient, compiled_gradient)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_compiled_module(training):
+    vq, other = (FastChannelVQ(16, 4, num_groups=2) for _ in range(2))
+    other.load_state_dict(vq.state_dict())
+    x = torch.randn(3, 8, 2, 2, requires_grad=True)
+    compiled = torch.compile(other.train(training), fullgraph=True, backend="aot_eager")
+    eager, traced = vq.train(training)(x), compiled(x)
+    assert torch.equal(eager.indices, traced.indices) and torch.equal(eager.quantized, traced.quantized)
+    (eager.loss + eager.quantized.sum()).backward()
+    gradient, x.grad = x.grad, None
+    (traced.loss + traced.quantized.sum()).backward()
+    torch.testing.assert_close(x.grad, gradient)
+    torch.testing.assert_close(other.codebook.grad, vq.codebook.grad)
+    assert torch.equal(vq.count, other.count)
+
+
+def test_inductor_does_not_look_inside(problem):
+    x, codebook, _ = problem
+    compiled = torch.compile(lambda x, c: nearest_code(x + 0, c, impl="reference"), fullgraph=True)
+    assert torch.equal(compiled(x, codebook), nearest_code(x, codebook))
+
+
+def test_export_with_a_dynamic_batch():
+    vq = FastChannelVQ(16, 4, num_groups=2).eval()
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(vq, (torch.randn(3, 8, 2, 2),), dynamic_shapes=({0: batch},))
+    x = torch.randn(5, 8, 2, 2)
+    assert torch.equal(program.module()(x).indices, vq(x).indices)
+    assert any("revq" in str(node.target) for node in program.graph.nodes)

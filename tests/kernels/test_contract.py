@@ -1,0 +1,109 @@
+"""The exactness contract, on every problem, for every implementation."""
+
+import numpy as np
+import pytest
+import torch
+
+import revq_kernels
+from revq_kernels import nearest_code, quantize
+from revq_kernels.testing import Problem, assert_same_codes, contract_index, problems
+
+PROBLEMS = list(problems())
+
+
+@pytest.fixture(params=PROBLEMS, ids=[p.name for p in PROBLEMS])
+def problem(request) -> Problem:
+    return request.param
+
+
+def test_index_is_the_contracts(problem, impl):
+    assert_same_codes(nearest_code(problem.x, problem.codebook, impl=impl), problem.x, problem.codebook)
+
+
+def test_quantize_returns_rows_and_counts(problem, impl):
+    x, codebook = problem.x, problem.codebook
+    num_groups, num_codes, _ = codebook.shape
+    count = torch.full((num_groups, num_codes), 3)
+    quantized, indices = quantize(x, codebook, count=count, impl=impl)
+    assert_same_codes(indices, x, codebook)
+    assert quantized.dtype == x.dtype and quantized.shape == x.shape
+    rows = codebook[torch.arange(num_groups), indices].to(x.dtype)
+    assert torch.equal(quantized.nan_to_num(7.0), rows.nan_to_num(7.0))
+    expected = torch.stack(
+        [torch.bincount(indices.reshape(-1, num_groups)[:, g], minlength=num_codes) for g in range(num_groups)]
+    )
+    assert torch.equal(count, expected + 3)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_index_is_the_same_for_any_thread_count_and_batch(impl, threads):
+    x, codebook = torch.randn(301, 2, 8), torch.randn(2, 1000, 8).repeat(1, 2, 1)
+    expected = contract_index(x, codebook)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(nearest_code(x, codebook, impl=impl), expected)
+        pieces = [nearest_code(piece, codebook, impl=impl) for piece in x.split(37)]
+        assert torch.equal(torch.cat(pieces), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_denormals_count_even_when_torch_flushes_them(impl):
+    x, codebook = torch.randn(50, 1, 4) * 1e-20, torch.randn(1, 300, 4) * 1e-20
+    expected = contract_index(x, codebook)
+    assert torch.set_flush_denormal(True)
+    try:
+        found = nearest_code(x, codebook, impl=impl)
+        still_flushes = bool(torch.tensor(1e-38) * 0.01 == 0)
+    finally:
+        torch.set_flush_denormal(False)
+    assert torch.equal(found, expected)
+    assert still_flushes, "the caller's mode was not restored"
+
+
+def test_the_suite_can_fail():
+    """A float64 search, and one that ignores the tie rule, do not pass as the contract."""
+    x, codebook = PROBLEMS[[p.name for p in PROBLEMS].index("twins")][1:]
+    distance = torch.cdist(x.transpose(0, 1), codebook).transpose(0, 1)
+    last = codebook.shape[1] - 1 - distance.flip(-1).argmin(-1)
+    with pytest.raises(AssertionError, match="differ from the contract"):
+        assert_same_codes(last, x, codebook)
+    x, codebook = PROBLEMS[[p.name for p in PROBLEMS].index("denormal-distances")][1:]
+    exact = torch.from_numpy(
+        ((x[:, :, None].double() - codebook[None].double()) ** 2).sum(-1).numpy().argmin(-1).astype(np.int64)
+    )
+    with pytest.raises(AssertionError, match="differ from the contract"):
+        assert_same_codes(exact, x, codebook)
+
+
+@pytest.mark.parametrize("d", [1, 4, 8, 64])
+def test_contract_is_no_farther_than_its_own_rounding(d):
+    """float64 bounds D's error: the chosen code's true distance is within D's rounding of the true minimum."""
+    x, codebook = torch.randn(100, 1, d), torch.randn(1, 500, d)
+    distance = ((x.double() - codebook.double()) ** 2).sum(-1)
+    chosen = distance.gather(1, nearest_code(x, codebook)).squeeze(1)
+    rounding = 2 * (d + 2) * 2.0**-24 * distance.amin(1)  # two subtractions' and products', d sums' relative errors
+    assert bool((chosen <= distance.amin(1) + rounding).all())
+
+
+def test_every_isa_clone_of_the_tile_gives_the_same_bits():
+    dev = pytest.importorskip("revq_kernels._dev", reason="the tests' window is built with REVQ_DEV=1")
+    queries = torch.randn(8, 31).numpy()
+    panels = torch.randn(5, 31, dev.LANES).numpy()
+    panels[2, 3, 4] = np.nan
+    baseline = dev.run_tile(0, queries, panels, 7)
+    for isa in range(1, dev.cpu_isa() + 1):
+        for ours, theirs in zip(dev.run_tile(isa, queries, panels, 7), baseline, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    assert set(np.unique(baseline[1])) <= set(range(7, 12))
+    assert dev.cpu_isa() < 3
+    with pytest.raises(ValueError, match="no such clone"):
+        dev.run_tile(dev.cpu_isa() + 1, queries, panels)
+
+
+def test_explain_names_the_implementation(impl):
+    x, codebook = torch.randn(2, 1, 4), torch.randn(1, 8, 4)
+    choice = revq_kernels.explain(x, codebook, impl=impl)
+    assert choice.implementation == impl
+    assert str(choice).startswith(impl + ": ")

@@ -1,0 +1,70 @@
+"""Gradients against float64, and their determinism."""
+
+import pytest
+import torch
+
+from revq_kernels import nearest_code, quantize
+from revq_kernels.testing import segment_sum_truth
+
+SHAPES = [(1, 1, 1, 1), (64, 2, 5, 4), (257, 3, 17, 8), (1000, 1, 3, 31), (0, 2, 5, 4)]
+
+
+@pytest.mark.parametrize(("n", "g", "k", "d"), SHAPES)
+def test_codebook_gradient_is_the_segment_sum(n, g, k, d, impl):
+    x, codebook = torch.randn(n, g, d), torch.randn(g, k, d, requires_grad=True)
+    weight = torch.randn(n, g, d)
+    quantized, indices = quantize(x, codebook, impl=impl)
+    (quantized * weight).sum().backward()
+    truth, budget = segment_sum_truth(weight, indices, k)
+    assert codebook.grad.dtype == torch.float32
+    assert bool(((codebook.grad.double() - truth).abs() <= budget).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradient_has_the_codebooks_dtype_and_sums_in_float32(dtype, impl):
+    x, codebook = torch.zeros(3000, 1, 2, dtype=dtype), torch.zeros(1, 2, 2, dtype=dtype, requires_grad=True)
+    quantize(x, codebook, impl=impl).quantized.sum().backward()
+    assert codebook.grad.dtype == dtype
+    # a sum in the input's own precision would stop at 256 (bfloat16) or 2048 (float16)
+    assert codebook.grad[0, 0].tolist() == torch.tensor([3000.0, 3000.0]).to(dtype).tolist()
+
+
+def test_x_gets_no_gradient_and_the_search_none(impl):
+    x, codebook = torch.randn(5, 2, 4, requires_grad=True), torch.randn(2, 7, 4, requires_grad=True)
+    assert not nearest_code(x, codebook, impl=impl).requires_grad
+    quantize(x, codebook, impl=impl).quantized.sum().backward()
+    assert x.grad is None
+
+
+def test_no_graph_without_a_gradient_to_give(impl):
+    x, codebook = torch.randn(5, 2, 4), torch.randn(2, 7, 4, requires_grad=True)
+    assert not quantize(x, codebook.detach(), impl=impl).quantized.requires_grad
+    with torch.no_grad():
+        assert not quantize(x, codebook, impl=impl).quantized.requires_grad
+
+
+def test_gradient_bits_do_not_depend_on_threads_and_implementation():
+    x, codebook = torch.randn(5000, 1, 4), torch.randn(1, 9, 4, requires_grad=True)
+    weight = torch.randn(5000, 1, 4)
+    gradients = []
+    before = torch.get_num_threads()
+    for impl in ("reference", "native"):
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            codebook.grad = None
+            (quantize(x, codebook, impl=impl).quantized * weight).sum().backward()
+            gradients.append(codebook.grad.clone())
+    torch.set_num_threads(before)
+    assert all(torch.equal(gradients[0], other) for other in gradients[1:])
+
+
+def test_non_contiguous_gradient(impl):
+    x, codebook = torch.randn(6, 2, 4), torch.randn(2, 7, 4, requires_grad=True)
+    quantized, indices = quantize(x, codebook, impl=impl)
+    weight = torch.randn(4, 2, 6)
+    (quantized.permute(2, 1, 0) * weight).sum().backward()
+    truth, budget = segment_sum_truth(weight.permute(2, 1, 0), indices, 7)
+    assert bool(((codebook.grad.double() - truth).abs() <= budget).all())
+    codebook.grad = None
+    quantize(x, codebook, impl=impl).quantized.sum().backward()  # an expanded gradient
+    assert codebook.grad.sum().item() == x.numel()
