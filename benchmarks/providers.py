@@ -25,12 +25,13 @@ def cdist(x: Tensor, codebook: Tensor) -> Tensor:
 
 
 def addmm_chunked(x: Tensor, codebook: Tensor) -> Tensor:
-    """The expansion |c|^2 - 2 x.c in chunks of 8192 codes, with a running minimum: no N x K matrix."""
+    """The expansion |c|^2 - 2 x.c with a running minimum over chunks of codes: at most 2^24 scores exist at a time."""
     queries = x.transpose(0, 1)
     best = torch.full(queries.shape[:2], torch.inf)
     indices = torch.zeros(queries.shape[:2], dtype=torch.int64)
-    for first in range(0, codebook.shape[1], 8192):
-        codes = codebook[:, first : first + 8192]
+    step = max(64, min(8192, 2**24 // (queries.shape[0] * queries.shape[1])))
+    for first in range(0, codebook.shape[1], step):
+        codes = codebook[:, first : first + step]
         scores = torch.baddbmm(codes.square().sum(-1)[:, None], queries, codes.transpose(1, 2), alpha=-2)
         value, index = scores.min(dim=-1)
         nearer = value < best

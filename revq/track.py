@@ -52,9 +52,10 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_text().split("\n")[:-1], 1):
         try:
             record = json.loads(line)
-            records.append({"step": int(record["step"]), **record})
+            record["step"] = int(record["step"])
         except (ValueError, KeyError, TypeError):
             raise InputError(f"{path}, line {number}: expected a JSON record with a step") from None
+        records.append(record)
     return records
 
 

@@ -41,7 +41,7 @@ def reset_codes_(
         ValueError, TypeError: for arguments that do not fit.
     """
     check_codebook(codebook)
-    num_groups, num_codes, code_dim = codebook.shape
+    num_groups, num_codes, _ = codebook.shape
     check_count(count, num_groups, num_codes, codebook)
     check_reset(noise, max_fraction, pairing)
 

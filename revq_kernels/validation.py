@@ -65,7 +65,7 @@ def check_indices(indices: Tensor) -> None:
 
 def check_index_range(indices: Tensor, num_codes: int) -> None:
     """Every index is a code: 0 <= index < K.  Reads the data, so it synchronises a device."""
-    if indices.numel() and not (0 <= int(indices.min()) and int(indices.max()) < num_codes):
+    if indices.numel() and (int(indices.min()) < 0 or int(indices.max()) >= num_codes):
         raise ValueError(
             f"indices: expected values in [0, K={num_codes}), got {int(indices.min())} to {int(indices.max())}"
         )

@@ -66,11 +66,11 @@ def solve(conv: nn.Conv2d, inputs: Tensor, target: Tensor, kernel: int = 1) -> N
 
 
 @torch.no_grad()
-def start_from_pca(model: AutoencoderDC, images: Tensor, decoder_kernel: int = 1, gain: float = 0.0) -> None:
+def start_from_pca(model: AutoencoderDC, images: Tensor, decoder_kernel: int = 1) -> None:
     """Set the weights so that the network is a PCA of 16x16 patches, fitted on `images` ([B, 3, H, W] in [-1, 1]).
 
-    With `decoder_kernel` 3 the decoder's least-squares maps also see the neighbouring latents, still linearly. `gain`
-    is what the residual branches are scaled by at the end: a little above zero lets them train.
+    With `decoder_kernel` 3 the decoder's least-squares maps also see the neighbouring latents, still linearly. The
+    norm that ends each residual branch stays at zero: the branches add nothing yet, and training opens them gently.
     """
     encoder, decoder = model.encoder, model.decoder
     for module in model.modules():
@@ -123,8 +123,6 @@ def start_from_pca(model: AutoencoderDC, images: Tensor, decoder_kernel: int = 1
     for channel in range(12):
         decoder.conv_out.conv.weight[channel, channel, 1, 1] = 1.0
     decoder.conv_out.conv.bias.fill_(-LIFT)
-    for norm in norms:
-        norm.weight.fill_(gain)
 
 
 def reconstruct(latents: Tensor, images: Tensor) -> Tensor:

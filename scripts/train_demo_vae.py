@@ -1,0 +1,166 @@
+"""Train the embedded VAE in `revq/data/vae` on the shipped demo photos, or measure it.
+
+    python scripts/train_demo_vae.py                # PCA start, fine-tune, write weights and metrics
+    python scripts/train_demo_vae.py --evaluate     # measure the shipped weights on the held-out crops again
+
+An interrupted run continues from its checkpoint when it is started again with the same arguments. The last weights
+are kept, whatever they measure: nothing is ever chosen by looking at the held-out photos.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import time
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import torch
+from demo_vae_start import build, start_from_pca
+from diffusers import AutoencoderDC
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from revq.data import held_out_photos, train_photos, vae_folder
+
+SIZE, FIT_CROPS_PER_PHOTO = 128, 4
+
+
+def centre_crop(image: Image.Image, size: int) -> Image.Image:
+    """Return the largest centred square of an image, resized to `size`."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+
+
+def random_crop(image: Image.Image, rng: random.Random) -> Image.Image:
+    """Return a random square of an image, at least half its short side, at 128 pixels, mirrored half the time."""
+    side = rng.uniform(min(SIZE, min(image.size)), min(image.size))
+    left, top = rng.uniform(0, image.width - side), rng.uniform(0, image.height - side)
+    crop = image.resize((SIZE, SIZE), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop
+
+
+def to_tensor(images: list[Image.Image]) -> Tensor:
+    """Return [B, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).movedim(-1, 1) / 127.5 - 1
+
+
+def psnr(model: AutoencoderDC, images: Tensor) -> list[float]:
+    """Return the PSNR in dB of each image's reconstruction, clamped to the valid range."""
+    with torch.no_grad():
+        result = model.decode(model.encode(images).latent).sample.clamp(-1, 1)
+    return (10 * torch.log10(4 / (result - images).square().mean((1, 2, 3)))).tolist()
+
+
+def load(paths: list[Path]) -> list[Image.Image]:
+    """Read photos into memory."""
+    return [Image.open(path).convert("RGB") for path in paths]
+
+
+def measure(model: AutoencoderDC) -> dict[str, float]:
+    """Return the mean PSNR over the held-out centre crops, at 128 and at 256 pixels."""
+    photos = load(held_out_photos())
+    sizes = {size: to_tensor([centre_crop(photo, size) for photo in photos]) for size in (128, 256)}
+    return {f"psnr_{size}": round(float(np.mean(psnr(model, images))), 3) for size, images in sizes.items()}
+
+
+def save_atomically(state: dict, path: Path) -> None:
+    """Write a checkpoint so that a cut-off run leaves either the old or the new one."""
+    torch.save(state, path.with_suffix(".tmp"))
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def train(args: argparse.Namespace) -> tuple[AutoencoderDC, dict]:
+    """Fine-tune from the PCA start; return the model and the numbers of the run so far."""
+    torch.manual_seed(args.seed)
+    photos = load(train_photos())
+    rng = random.Random(args.seed)
+    fit = to_tensor([random_crop(photo, rng) for photo in photos for _ in range(FIT_CROPS_PER_PHOTO)])
+    model = build()
+    start_from_pca(model, fit)
+    numbers = {"pca_start": measure(model)}
+    start_from_pca(model, fit, decoder_kernel=3)
+    numbers["linear_start"] = measure(model)
+    print(numbers)
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.9, 0.99))
+    first, seconds, path = 0, 0.0, args.checkpoint
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arguments = {"steps": args.steps, "batch": args.batch, "lr": args.lr, "seed": args.seed}
+    if path.exists() and (state := torch.load(path, weights_only=True))["arguments"] == arguments:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first, seconds = state["step"], state["seconds"]
+    bar = tqdm(range(first, args.steps), initial=first, total=args.steps, mininterval=10)
+    began, average = time.perf_counter() - seconds, 0.0
+    for step in bar:
+        # Each step draws from its own seed, so that a continued run sees the crops of an uninterrupted one.
+        rng = random.Random(f"{args.seed}-{step}")
+        batch = to_tensor([random_crop(rng.choice(photos), rng) for _ in range(args.batch)])
+        warm = min(1.0, (step + 1) / 100)
+        lr = args.lr * warm * 0.5 * (1 + math.cos(math.pi * step / args.steps))
+        optimizer.param_groups[0]["lr"] = lr
+        result = model.decode(model.encode(batch).latent).sample
+        # The mean of the logarithms is what mean PSNR measures; it keeps hard photos from ruling the gradient.
+        loss = (result - batch).square().mean((1, 2, 3)).log().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        decibel = 10 * math.log10(4) - 10 / math.log(10) * loss.item()
+        average += (decibel - average) / min(step - first + 1, 200)
+        bar.set_postfix_str(f"train {average:.2f} dB, lr {lr:.1e}", refresh=False)
+        if (step + 1) % 200 == 0 or step + 1 == args.steps:
+            seconds = time.perf_counter() - began
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            save_atomically({**state, "seconds": seconds, "arguments": arguments}, path)
+    return model, {**numbers, "arguments": arguments, "train_seconds": round(seconds), "train_photos": len(photos)}
+
+
+def write(model: AutoencoderDC, numbers: dict) -> None:
+    """Write the fp16 weights, measure them as they will be loaded, and write the numbers beside them."""
+    folder = vae_folder()
+    model.half().save_pretrained(folder)
+    shipped = AutoencoderDC.from_pretrained(folder, torch_dtype=torch.float32)
+    names = [path.name for path in held_out_photos()]
+    (folder / "held_out.txt").write_text("\n".join(names) + "\n")
+    numbers |= {
+        "final": measure(shipped), "held_out_photos": len(names), "parameters": shipped.num_parameters(),
+        "torch": torch.__version__, "diffusers": diffusers.__version__,
+    }  # fmt: skip
+    (folder / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    print(json.dumps(numbers, indent=2))
+
+
+def evaluate() -> None:
+    """Print what the shipped weights measure now, beside what their metrics file says."""
+    recorded = json.loads((vae_folder() / "metrics.json").read_text())
+    model = AutoencoderDC.from_pretrained(vae_folder(), torch_dtype=torch.float32)
+    print("PCA start, recorded:", recorded["pca_start"])
+    print("final, recorded:    ", recorded["final"])
+    print("final, measured now:", measure(model))
+
+
+def main() -> None:
+    """Train and write, or only measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--evaluate", action="store_true", help="only measure the shipped weights")
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--checkpoint", type=Path, default=Path(".cache/demo_vae.pt"))
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.evaluate:
+        evaluate()
+    else:
+        write(*train(args))
+
+
+if __name__ == "__main__":
+    main()
