@@ -14,13 +14,14 @@ class Case(NamedTuple):
     G: int
     K: int
     d: int
+    offset: float = 0.0
 
     def tensors(self, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """Standard normal x ``[N, G, d]`` and codebook ``[G, K, d]``."""
+        """Standard normal x ``[N, G, d]`` and codebook ``[G, K, d]``, both shifted by the offset."""
         generator = torch.Generator().manual_seed(seed)
         return (
-            torch.randn(self.N, self.G, self.d, generator=generator),
-            torch.randn(self.G, self.K, self.d, generator=generator),
+            torch.randn(self.N, self.G, self.d, generator=generator) + self.offset,
+            torch.randn(self.G, self.K, self.d, generator=generator) + self.offset,
         )
 
 
@@ -29,6 +30,7 @@ SEARCH = [
     Case("512T", 256, 8, 16384, 4),
     Case("256T", 256, 2, 65536, 8),
     Case("256T-L", 128, 1, 262144, 8),
+    Case("512T, offset", 256, 8, 16384, 4, offset=100.0),
     Case("tokenizer-d16", 4096, 1, 16384, 16),
     Case("tokenizer-d64", 2048, 1, 16384, 64),
     Case("tokenizer-d256", 2048, 1, 8192, 256),

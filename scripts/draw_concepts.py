@@ -62,7 +62,7 @@ def pipeline(ax):
             linestyle="--",
         )
     )
-    ax.text(6.6, y + 1.3, "loss 1: moves the codes", ha="center", fontsize=8, color="#b3541e")
+    ax.text(6.6, y + 1.52, "loss 1: moves the codes", ha="center", fontsize=8, color="#b3541e")
     ax.add_patch(
         FancyArrowPatch(
             (3.0, y + 0.95),
