@@ -41,8 +41,7 @@ def of_checkpoint(function, wrapped):
 
 def half_a_file(state, path):
     whole_save(state, path)
-    with open(path, "r+b") as file:
-        file.truncate(os.path.getsize(path) // 2)
+    os.truncate(path, Path(path).stat().st_size // 2)
     die()
 
 

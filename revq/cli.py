@@ -1,0 +1,300 @@
+"""The command line: `revq demo | encode | train | reconstruct | tokenize | detokenize | info`.
+
+A verb is a dataclass: its fields are the options, their docstrings the help.  Everything heavy is imported in `run`.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, Union
+
+from revq import recipes
+from revq.config import ModelConfig, RunConfig, TrainConfig
+from revq.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from revq.tokenizer import Tokenizer
+
+DESCRIPTION = "Turn a frozen image VAE into a VQ-VAE: images to latents, latents to a model, images to tokens and back."
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Train on the shipped photos and show the result, in about two minutes on two cores.
+
+    Starts afresh each time.  Exits with 1 if the rectifier or the codebooks miss their mark.
+    """
+
+    out: Path = Path("runs/demo")
+    """Folder for the picture, the plot, the log and the model."""
+
+    def run(self) -> int:
+        """Run the demo."""
+        from revq.demo import demo
+
+        failures = demo(self.out).failures
+        for failure in failures:
+            print(f"revq: the demo failed: {failure}", file=sys.stderr)
+        return 1 if failures else 0
+
+
+@dataclass(frozen=True)
+class Encode:
+    """Encode a folder of images to latents on disk."""
+
+    images: Path
+    """Folder of images; subfolders count."""
+    out: Path
+    """Folder of the new latent store.  An interrupted command goes on where it was."""
+    vae: str = "embedded"
+    """The frozen VAE: "embedded", a folder or a Hugging Face id of a diffusers autoencoder."""
+    image_size: int = 128
+    """Side of the square crops, in pixels."""
+    crops: int = 0
+    """Random crops per image; 0 takes the centre crop."""
+    seed: int = 0
+    """Of the random crops."""
+    batch_size: int = 16
+    """Images per call of the encoder."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """How latents are stored."""
+    device: str = "cpu"
+    """Where the VAE runs."""
+
+    def run(self) -> int:
+        """Encode."""
+        from revq.encode import encode_folder
+        from revq.images import list_images
+        from revq.vae import load_vae
+
+        list_images(self.images)  # a wrong folder is told before the VAE takes its seconds
+        vae = load_vae(self.vae, device=_device(self.device))
+        options = {name: getattr(self, name) for name in ("image_size", "out", "crops", "seed", "batch_size", "dtype")}
+        store = encode_folder(self.images, vae, **options)
+        print(f"{self.out}: {len(store)} latents of (C, h, w) = {store.shape}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a model on latents.  The same command again goes on from its last checkpoint."""
+
+    latents: Path
+    """The latent store to train on."""
+    out: Path
+    """Folder of the run: checkpoint.pt, metrics.jsonl and, in the end, model/."""
+    validation: Path | None = None
+    """A latent store to judge each epoch on."""
+    recipe: Literal["demo", "paper_512t", "paper_256t", "paper_256t_large"] = "demo"
+    """Gives all options below their defaults.  The latent shape is the store's."""
+    model: ModelConfig = dataclasses.field(default_factory=lambda: recipes.demo().model)
+    train: TrainConfig = dataclasses.field(default_factory=lambda: recipes.demo().train)
+    device: str = "cpu"
+    """Where to train."""
+
+    def run(self) -> int:
+        """Train."""
+        from revq.latents import LatentStore
+        from revq.train import train
+
+        config = RunConfig(self.recipe, self.model, self.train)
+        validation = LatentStore(self.validation) if self.validation else None
+        result = train(config, LatentStore(self.latents), self.out, validation=validation, device=_device(self.device))
+        used = f"utilisation {result.last_epoch.utilisation:.2%}, perplexity {result.last_epoch.perplexity:.1f}"
+        print(f"{self.out / 'model'}: {result.steps} steps, in the last epoch {used}")
+        if result.validation:
+            errors = result.validation
+            print(
+                f"held-out latent MSE: quantised {errors.quantised:.4f}, rectified {errors.rectified:.4f} ({errors.gain:+.1%})"
+            )
+        return 0
+
+
+@dataclass(frozen=True)
+class Reconstruct:
+    """Draw images beside what the VAE, the tokens and the rectifier make of them."""
+
+    model: str
+    """Model folder or Hugging Face id."""
+    images: tuple[Path, ...]
+    """Images, or folders of images."""
+    out: Path
+    """The picture to write, a PNG."""
+    vae: str | None = None
+    """Where the model's VAE is, if not where it was."""
+    device: str = "cpu"
+    """Where to run."""
+
+    def run(self) -> int:
+        """Reconstruct."""
+        from revq.evaluate import image_quality, reconstruct
+        from revq.files import image_files
+        from revq.images import center_crop, load_image, to_pil, to_tensor
+        from revq.report import save_comparison, table
+
+        files = image_files(self.images)
+        tokenizer = _tokenizer(self)
+        originals = to_tensor([center_crop(load_image(file.path), tokenizer.image_size) for file in files])
+        pictures = reconstruct(tokenizer.model, tokenizer.vae, originals)
+        labels = ("original", "VAE", "quantised", "rectified")
+        save_comparison(self.out, [(label, to_pil(images)) for label, images in zip(labels, pictures, strict=True)])
+        rows = [[name, f"{value.psnr:.2f}", f"{value.ssim:.4f}"] for name, value in image_quality(pictures).items()]
+        print(table(["", "PSNR dB", "SSIM"], rows))
+        print(f"{self.out}: {len(files)} images")
+        return 0
+
+
+@dataclass(frozen=True)
+class Tokenize:
+    """Turn images into a token file."""
+
+    model: str
+    """Model folder or Hugging Face id."""
+    images: tuple[Path, ...]
+    """Images, or folders of images."""
+    out: Path
+    """The token file to write."""
+    vae: str | None = None
+    """Where the model's VAE is, if not where it was."""
+    batch_size: int = 16
+    """Images per call of the encoder."""
+    device: str = "cpu"
+    """Where to run."""
+
+    def run(self) -> int:
+        """Tokenize."""
+        from revq.files import image_files, tokenize_files
+
+        files = image_files(self.images)
+        count, tokens = tokenize_files(_tokenizer(self), files, self.out, batch_size=self.batch_size)
+        print(f"{self.out}: {count} images of {tokens} tokens, {self.out.stat().st_size} bytes")
+        return 0
+
+
+@dataclass(frozen=True)
+class Detokenize:
+    """Turn a token file back into images."""
+
+    model: str
+    """Model folder or Hugging Face id."""
+    tokens: Path
+    """The token file."""
+    out: Path
+    """New folder for the images, PNG."""
+    vae: str | None = None
+    """Where the model's VAE is, if not where it was."""
+    batch_size: int = 16
+    """Images per call of the decoder."""
+    device: str = "cpu"
+    """Where to run."""
+
+    def run(self) -> int:
+        """Detokenize."""
+        from revq.files import detokenize_file
+        from revq.tokens import load_tokens
+
+        load_tokens(self.tokens)  # a wrong file is told before the VAE takes its seconds
+        count = detokenize_file(_tokenizer(self), self.tokens, self.out, batch_size=self.batch_size)
+        print(f"{self.out}: {count} images")
+        return 0
+
+
+@dataclass(frozen=True)
+class Info:
+    """Say what a model folder, run, latent store, token file or VAE folder is."""
+
+    path: Path
+    """What to look at."""
+
+    def run(self) -> int:
+        """Describe."""
+        from revq.info import describe
+
+        print(describe(self.path))
+        return 0
+
+
+Verb = Demo | Encode | Train | Reconstruct | Tokenize | Detokenize | Info
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code: 0, 1 if the demo misses its mark, 2 for bad input, 130 on Ctrl-C."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _parse(argv).run()
+    except ModuleNotFoundError as error:
+        return _fail(f"the Python package {error.name} is missing: pip install 'revq[train]'")
+    except (InputError, OSError) as error:  # OSError: no permission, no room on the disk
+        return _fail(" ".join(str(error).split()))
+    except KeyboardInterrupt:
+        resumes = argv[:1] in (["encode"], ["train"])
+        print("\nrevq: interrupted" + ("; the same command goes on where it was" if resumes else ""), file=sys.stderr)
+        return 130
+
+
+def _parse(argv: list[str]) -> Verb:
+    """The verb with its options; tyro itself exits with 2 for a wrong option and with 0 after --help."""
+    import tyro
+
+    def verb(kind: type, *config: object, **default: object) -> object:
+        return Annotated[(kind, tyro.conf.subcommand(kind.__name__.lower(), **default), *config)]
+
+    train = dict(zip(("model", "train"), _recipe_in(argv), strict=True))
+    verbs = (
+        verb(Demo),
+        verb(Encode),
+        verb(Train, default=Train(tyro.MISSING, tyro.MISSING, **train)),
+        verb(Reconstruct),
+        verb(Tokenize),
+        verb(Detokenize),
+        verb(Info, tyro.conf.PositionalRequiredArgs),
+    )
+    return tyro.cli(Union[verbs], args=argv, prog="revq", description=DESCRIPTION)  # noqa: UP007 - made at run time
+
+
+def _recipe_in(argv: list[str]) -> tuple[ModelConfig, TrainConfig]:
+    """The options of the recipe that ``argv`` names, at the latent shape of the store that it names.
+
+    They are the defaults of all other options of `Train`, so they must be known before these are read.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    early.add_argument("--recipe", default="demo")
+    early.add_argument("--latents")
+    early.add_argument("--model.num-tokens", "--model.num_tokens", dest="num_tokens", type=int)
+    try:
+        found, _ = early.parse_known_args(argv)
+    except argparse.ArgumentError:  # tyro tells it better
+        found = early.parse_args([])
+    run = recipes.RECIPES.get(found.recipe, recipes.demo)()
+    if argv[:1] != ["train"] or found.latents is None or {"-h", "--help"} & set(argv):
+        return run.model, run.train
+    from revq.latents import LatentStore
+
+    shape, num_tokens = LatentStore(found.latents).shape, found.num_tokens or run.model.num_tokens
+    return dataclasses.replace(run.model, latent_shape=shape, num_tokens=num_tokens), run.train
+
+
+def _tokenizer(verb: Reconstruct | Tokenize | Detokenize) -> "Tokenizer":
+    from revq.tokenizer import Tokenizer
+
+    return Tokenizer.from_pretrained(verb.model, vae=verb.vae, device=_device(verb.device))
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # unknown names, missing drivers and builds without CUDA
+        raise InputError(f"device: expected cpu or an accelerator of this machine, got {name!r} ({error})") from None
+    return torch.device(name)
+
+
+def _fail(message: str) -> int:
+    print(f"revq: error: {message}", file=sys.stderr)
+    return 2

@@ -1,0 +1,130 @@
+"""`revq info PATH`: what a folder or file is, and its sizes."""
+
+import json
+from pathlib import Path
+
+from revq.config import ModelConfig
+from revq.errors import InputError
+from revq.report import pairs
+
+
+def describe(path: str | Path) -> str:
+    """A few lines about a model folder, a run's folder, a latent store, a token file or a VAE's folder.
+
+    Raises:
+        InputError: if it is missing, damaged, or none of these.
+    """
+    path = Path(path)
+    if path.is_file():
+        return pairs(_token_file(path))
+    if not path.is_dir():
+        raise InputError(f"{path}: no such file or folder")
+    if (path / "index.json").is_file():
+        return pairs(_latent_store(path))
+    if (path / "config.json").is_file():
+        try:
+            config = json.loads((path / "config.json").read_text())
+        except ValueError as error:
+            raise InputError(f"{path / 'config.json'}: not valid JSON: {error}") from None
+        is_vae = isinstance(config, dict) and str(config.get("_class_name", "")).startswith("Autoencoder")
+        return pairs(_vae(path) if is_vae else _model(path))
+    if (path / "checkpoint.pt").is_file():
+        return pairs(_run(path))
+    raise InputError(f"{path}: expected a model, a run, a latent store, a token file or a VAE, found none of them")
+
+
+def _token_file(path: Path) -> list[tuple[str, str]]:
+    from revq.tokens import bits_per_index, load_tokens
+
+    file = load_tokens(path)
+    samples, tokens = file.indices.shape
+    return [
+        ("token file", str(path)),
+        ("samples", f"{samples}"),
+        ("tokens per sample", f"T = {tokens}"),
+        ("codes per codebook", f"K = {file.num_codes}"),
+        ("bits", f"{bits_per_index(file.num_codes)} per token, {tokens * bits_per_index(file.num_codes)} per sample"),
+        ("model", file.model or "unknown"),
+    ]
+
+
+def _latent_store(path: Path) -> list[tuple[str, str]]:
+    from revq.latents import LatentStore
+
+    store = LatentStore(path)
+    plan = store.plan
+    crops = f"{plan.crops} random crops each (seed {plan.seed})" if plan.crops else "the centre crop of each"
+    return [
+        ("latent store", str(path)),
+        ("latents", f"{len(store)} of (C, h, w) = {store.shape}, {plan.dtype}"),
+        ("images", f"{len(plan.sources)}, {crops}, {plan.image_size} px"),
+        ("VAE", f"{plan.vae}, weights {plan.vae_fingerprint[:12] or 'unknown'}"),
+        ("fingerprint", store.fingerprint[:12]),
+    ]
+
+
+def _vae(path: Path) -> list[tuple[str, str]]:
+    from revq.vae import load_vae
+
+    vae = load_vae(path)
+    return [
+        ("VAE", str(path)),
+        ("class", vae.class_name),
+        ("latent channels", f"C = {vae.latent_channels}"),
+        ("downscale", f"{vae.downscale} pixels per latent position"),
+        ("parameters", _count(vae.vae.parameters())),
+        ("weights", vae.fingerprint[:12]),
+    ]
+
+
+def _model(path: Path) -> list[tuple[str, str]]:
+    from revq.evaluate import summarise_count
+    from revq.model import ReVQ
+    from revq.model_files import TOKENIZER
+
+    model = ReVQ.from_pretrained(path)
+    facts = [("ReVQ model", str(path)), *shape_facts(model.config)]
+    facts.append(("rectifier parameters", _count(model.rectifier.parameters())))
+    if int(model.quantizer.count.sum()):
+        use = summarise_count(model.quantizer.count)
+        facts.append(
+            ("utilisation", f"{use.utilisation:.2%} in the last training epoch, perplexity {use.perplexity:.1f}")
+        )
+    if (path / TOKENIZER).is_file():
+        about = json.loads((path / TOKENIZER).read_text())
+        facts.append(("VAE", f"{about['vae']}, weights {about['vae_fingerprint'][:12]}"))
+        facts.append(("image size", f"{about['image_size']} px"))
+    return facts
+
+
+def _run(path: Path) -> list[tuple[str, str]]:
+    from revq.checkpoint import load_checkpoint
+
+    state = load_checkpoint(path / "checkpoint.pt")
+    try:
+        config, epoch, step = json.loads(state["about"])[0], int(state["epoch"]), int(state["step"])
+        facts = [
+            ("training run", str(path)),
+            ("recipe", str(config["name"])),
+            ("checkpoint", f"after {epoch} of {config['train']['epochs']} epochs, step {step}"),
+        ]
+    except (KeyError, TypeError, ValueError, IndexError):
+        raise InputError(f"{path / 'checkpoint.pt'}: not a training checkpoint") from None
+    return facts + (_model(path / "model") if (path / "model").is_dir() else [("model", "not finished yet")])
+
+
+def shape_facts(config: ModelConfig) -> list[tuple[str, str]]:
+    """The lines that a `ModelConfig` gives."""
+    rectifier = config.rectifier
+    return [
+        ("latent", f"(C, h, w) = {config.latent_shape}"),
+        ("tokens per sample", f"T = {config.num_tokens} of d = {config.code_dim} numbers, {config.split} split"),
+        ("codebooks", f"G = {config.groups}"),
+        ("codes per codebook", f"K = {config.num_codes}"),
+        ("bits per sample", f"{config.bits_per_sample}"),
+        ("rectifier", f"{rectifier.kind}, width {rectifier.width}, {rectifier.layers} layers, {rectifier.form}"),
+    ]
+
+
+def _count(parameters) -> str:
+    return f"{sum(parameter.numel() for parameter in parameters):,}"
