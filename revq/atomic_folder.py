@@ -30,7 +30,7 @@ def atomic_folder(target: str | Path, replaceable: frozenset[str]) -> Iterator[P
     new.mkdir()
     try:
         yield new
-        for path in new.iterdir():
+        for path in new.rglob("*"):
             sync(path)
         sync(new)
         if not target.exists():

@@ -7,13 +7,14 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Union
 
 from revq import recipes
-from revq.config import ModelConfig, RunConfig, TrainConfig
+from revq.config import RunConfig
 from revq.errors import InputError
+from revq.options import ModelOptions, TrainOptions, checked, unchecked
 
 if TYPE_CHECKING:
     import torch
@@ -92,8 +93,8 @@ class Train:
     """A latent store to judge each epoch on."""
     recipe: Literal["demo", "paper_512t", "paper_256t", "paper_256t_large"] = "demo"
     """Gives all options below their defaults.  The latent shape is the store's."""
-    model: ModelConfig = dataclasses.field(default_factory=lambda: recipes.demo().model)
-    train: TrainConfig = dataclasses.field(default_factory=lambda: recipes.demo().train)
+    model: ModelOptions = field(default_factory=ModelOptions)
+    train: TrainOptions = field(default_factory=TrainOptions)
     device: str = "cpu"
     """Where to train."""
 
@@ -102,7 +103,7 @@ class Train:
         from revq.latents import LatentStore
         from revq.train import train
 
-        config = RunConfig(self.recipe, self.model, self.train)
+        config = RunConfig(self.recipe, checked(self.model), checked(self.train))
         validation = LatentStore(self.validation) if self.validation else None
         result = train(config, LatentStore(self.latents), self.out, validation=validation, device=_device(self.device))
         used = f"utilisation {result.last_epoch.utilisation:.2%}, perplexity {result.last_epoch.perplexity:.1f}"
@@ -257,7 +258,7 @@ def _parse(argv: list[str]) -> Verb:
     return tyro.cli(Union[verbs], args=argv, prog="revq", description=DESCRIPTION)  # noqa: UP007 - made at run time
 
 
-def _recipe_in(argv: list[str]) -> tuple[ModelConfig, TrainConfig]:
+def _recipe_in(argv: list[str]) -> tuple[ModelOptions, TrainOptions]:
     """The options of the recipe that ``argv`` names, at the latent shape of the store that it names.
 
     They are the defaults of all other options of `Train`, so they must be known before these are read.
@@ -265,18 +266,17 @@ def _recipe_in(argv: list[str]) -> tuple[ModelConfig, TrainConfig]:
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     early.add_argument("--recipe", default="demo")
     early.add_argument("--latents")
-    early.add_argument("--model.num-tokens", "--model.num_tokens", dest="num_tokens", type=int)
     try:
         found, _ = early.parse_known_args(argv)
     except argparse.ArgumentError:  # tyro tells it better
         found = early.parse_args([])
     run = recipes.RECIPES.get(found.recipe, recipes.demo)()
-    if argv[:1] != ["train"] or found.latents is None or {"-h", "--help"} & set(argv):
-        return run.model, run.train
-    from revq.latents import LatentStore
+    model, options = unchecked(run.model), unchecked(run.train)
+    if argv[:1] == ["train"] and found.latents is not None and not {"-h", "--help"} & set(argv):
+        from revq.latents import LatentStore
 
-    shape, num_tokens = LatentStore(found.latents).shape, found.num_tokens or run.model.num_tokens
-    return dataclasses.replace(run.model, latent_shape=shape, num_tokens=num_tokens), run.train
+        model = dataclasses.replace(model, latent_shape=LatentStore(found.latents).shape)
+    return model, options
 
 
 def _tokenizer(verb: Reconstruct | Tokenize | Detokenize) -> "Tokenizer":

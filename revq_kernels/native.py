@@ -37,7 +37,6 @@ def load() -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
 def require() -> bool:
     """Load the library, or raise.
 
@@ -48,6 +47,10 @@ def require() -> bool:
     if reason is not None:
         raise NativeUnavailableError(f"impl='native' cannot run: {reason}; impl='auto' would use the reference")
     return True
+
+
+# What torch.compiler.assume_constant_result sets; that function imports the compiler, and with it Triton.
+require._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def isa() -> str:

@@ -10,7 +10,7 @@ from diffusers import AutoencoderDC
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-CHAIN, LAYERS, LATENTS = (16, 16, 64, 64, 64), (0, 1, 1, 1, 1), 32
+CHAIN, LAYERS, LATENTS = (16, 16, 64, 64, 64), (0, 1, 1, 2, 3), 32
 CONSTANT = 6.0  # held by the spare decoder channels, so that the last RMSNorm scales by nearly a constant
 LIFT = 1.6  # carries pixel values past the last ReLU, and is taken off again after it
 

@@ -4,9 +4,7 @@ Downloads the packages (nothing is installed), keeps the real photos whose autho
 drops near-duplicates, splits them, and writes
 
 * `revq/data/photos/train/*.webp` and `revq/data/photos/held_out/*.webp`, short side at most 256 pixels,
-* `revq/data/photos/SOURCES.csv`, one row a photo: author, licence, origin, what was changed,
-* `CACHE/train_large.npz`, the training photos again with a short side of at most 384 pixels, uncompressed, from which
-  `train_demo_vae.py` cuts its crops. This file does not ship.
+* `revq/data/photos/SOURCES.csv`, one row a photo: author, licence, origin, what was changed.
 
 Needs Debian's apt-get and dpkg:  python scripts/fetch_photos.py
 """
@@ -33,7 +31,7 @@ NOT_PHOTOS = re.compile(
     r"|analogpattern|greentock|umang|Fossa|Infinite-Sea|Painting-Colors"
 )
 HELD_OUT = 48
-SHORT_SIDE, LARGE_SHORT_SIDE, SMALLEST = 256, 384, 128
+SHORT_SIDE, SMALLEST = 256, 128
 COLUMNS = ("file", "split", "package", "version", "path", "author", "licence", "licence_url", "source", "changes")
 
 
@@ -121,7 +119,6 @@ def main() -> None:
     photos = collect(args.cache)
     # Evenly spaced places in the fixed order: every source gives held-out photos in proportion to its size.
     held_out = {int((i + 0.5) * len(photos) / HELD_OUT) for i in range(HELD_OUT)}
-    large = {}
     for split in ("train", "held_out"):
         (PHOTOS / split).mkdir(parents=True, exist_ok=True)
         for old in (PHOTOS / split).glob("*.webp"):
@@ -136,11 +133,8 @@ def main() -> None:
             if target.exists():
                 raise FileExistsError(f"two photos would share the name {target.name}")
             shrink(image, SHORT_SIDE).save(target, "WEBP", quality=args.quality, method=6)
-            if row["split"] == "train":
-                large[row["file"]] = np.asarray(shrink(image, LARGE_SHORT_SIDE))
-    np.savez(args.cache / "train_large.npz", **large)
     size = sum(path.stat().st_size for path in PHOTOS.rglob("*.webp"))
-    print(f"{len(large)} training and {len(held_out)} held-out photos, {size / 1e6:.2f} MB")
+    print(f"{len(photos) - len(held_out)} training and {len(held_out)} held-out photos, {size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ FREE_LICENCES = {
     **{f"CC-BY-SA-{v}": f"https://creativecommons.org/licenses/by-sa/{v}/" for v in ("2.0", "2.5", "3.0", "4.0")},
 }
 IMAGE_SUFFIXES = (".webp", ".jpg", ".jpeg", ".png")
+NO_AUTHOR = ("", "anonymous", "contributor", "el.wikipedia", "none", "unknown")  # what stands where no name does
 _FIELD = re.compile(r"(Files|Copyright|License|Source|Comments?):\s*(.*)")
 _ADAPTED = re.compile(r"based on an? .*?by (?P<author>.+?),? licen[sc]e (?P<licence>[^,]+), source at (?P<url>\S+)")
 
@@ -35,7 +36,7 @@ class Credit:
     @property
     def free(self) -> bool:
         """Whether an author is named and the licence lets the image ship."""
-        return bool(self.author) and self.licence in FREE_LICENCES
+        return self.author.lower() not in NO_AUTHOR and self.licence in FREE_LICENCES
 
 
 def download(package: str, cache: Path) -> tuple[Path, str]:
@@ -123,7 +124,8 @@ def clean_author(line: str) -> str:
     """Strip the years, the mail addresses and the stray punctuation around a copyright holder's name."""
     line = re.sub(r"<[^>]*>", "", line)
     line = re.sub(r"\b(19|20)\d\d\b([-,\s]+(19|20)\d\d\b)*", "", line)
-    return " ".join(line.split()).strip(' .,;©"´')
+    name = " ".join(line.split()).strip(" .,;©")
+    return name.strip('"') if name.count('"') == 2 and name[0] == name[-1] else name
 
 
 def spdx(licence: str) -> str:

@@ -10,7 +10,6 @@ are kept, whatever they measure: nothing is ever chosen by looking at the held-o
 import argparse
 import json
 import math
-import os
 import random
 import time
 from pathlib import Path
@@ -20,34 +19,14 @@ import numpy as np
 import torch
 from demo_vae_start import build, start_from_pca
 from diffusers import AutoencoderDC
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from revq.data import held_out_photos, train_photos, vae_folder
+from revq.images import center_crop, load_image, random_crop, to_tensor
 
 SIZE, FIT_CROPS_PER_PHOTO, FLOOR = 128, 4, 5e-4
-SOLVED_LR, GAIN_LR = 0.1, 0.1  # as fractions of the learning rate
-
-
-def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """Return the largest centred square of an image, resized to `size`."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
-
-
-def random_crop(image: Image.Image, rng: random.Random) -> Image.Image:
-    """Return a random square of an image, at least half its short side, at 128 pixels, mirrored half the time."""
-    side = rng.uniform(min(SIZE, min(image.size)), min(image.size))
-    left, top = rng.uniform(0, image.width - side), rng.uniform(0, image.height - side)
-    crop = image.resize((SIZE, SIZE), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
-    return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop
-
-
-def to_tensor(images: list[Image.Image]) -> Tensor:
-    """Return [B, 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).movedim(-1, 1) / 127.5 - 1
+SOLVED_LR, GAIN_LR = 0.1, 0.05  # as fractions of the learning rate
 
 
 def psnr(model: AutoencoderDC, images: Tensor) -> list[float]:
@@ -57,22 +36,17 @@ def psnr(model: AutoencoderDC, images: Tensor) -> list[float]:
     return (10 * torch.log10(4 / (result - images).square().mean((1, 2, 3)))).tolist()
 
 
-def load(paths: list[Path]) -> list[Image.Image]:
-    """Read photos into memory."""
-    return [Image.open(path).convert("RGB") for path in paths]
-
-
 def measure(model: AutoencoderDC) -> dict[str, float]:
     """Return the mean PSNR over the held-out centre crops, at 128 and at 256 pixels."""
-    photos = load(held_out_photos())
-    sizes = {size: to_tensor([centre_crop(photo, size) for photo in photos]) for size in (128, 256)}
+    photos = [load_image(path) for path in held_out_photos()]
+    sizes = {size: to_tensor([center_crop(photo, size) for photo in photos]) for size in (128, 256)}
     return {f"psnr_{size}": round(float(np.mean(psnr(model, images))), 3) for size, images in sizes.items()}
 
 
 def save_atomically(state: dict, path: Path) -> None:
     """Write a checkpoint so that a cut-off run leaves either the old or the new one."""
     torch.save(state, path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path)
+    path.with_suffix(".tmp").replace(path)
 
 
 def groups(model: AutoencoderDC) -> list[dict]:
@@ -94,9 +68,9 @@ def groups(model: AutoencoderDC) -> list[dict]:
 def train(args: argparse.Namespace) -> tuple[AutoencoderDC, dict]:
     """Fine-tune from the PCA start; return the model and the numbers of the run so far."""
     torch.manual_seed(args.seed)
-    photos = load(train_photos())
+    photos = [load_image(path) for path in train_photos()]
     rng = random.Random(args.seed)
-    fit = to_tensor([random_crop(photo, rng) for photo in photos for _ in range(FIT_CROPS_PER_PHOTO)])
+    fit = to_tensor([random_crop(photo, SIZE, rng) for photo in photos for _ in range(FIT_CROPS_PER_PHOTO)])
     model = build()
     start_from_pca(model, fit)
     numbers = {"pca_start": measure(model)}
@@ -116,7 +90,7 @@ def train(args: argparse.Namespace) -> tuple[AutoencoderDC, dict]:
     for step in bar:
         # Each step draws from its own seed, so that a continued run sees the crops of an uninterrupted one.
         rng = random.Random(f"{args.seed}-{step}")
-        batch = to_tensor([random_crop(rng.choice(photos), rng) for _ in range(args.batch)])
+        batch = to_tensor([random_crop(rng.choice(photos), SIZE, rng) for _ in range(args.batch)])
         warm = min(1.0, (step + 1) / 100)
         lr = args.lr * warm * 0.5 * (1 + math.cos(math.pi * step / args.steps))
         for group in optimizer.param_groups:
@@ -167,7 +141,7 @@ def main() -> None:
     """Train and write, or only measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--evaluate", action="store_true", help="only measure the shipped weights")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)

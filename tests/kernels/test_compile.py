@@ -1,5 +1,8 @@
 """torch.compile, torch.export and opcheck on the operators and on what is built from them."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -61,6 +64,19 @@ def test_compiled_module(training):
     torch.testing.assert_close(x.grad, gradient)
     torch.testing.assert_close(other.codebook.grad, vq.codebook.grad)
     assert torch.equal(vq.count, other.count)
+
+
+def test_native_by_name_compiles_before_anything_loaded_it():
+    program = (
+        "import torch, revq_kernels\n"
+        "x, c = torch.randn(9, 2, 4), torch.randn(2, 30, 4)\n"
+        "f = torch.compile(lambda x, c: revq_kernels.nearest_code(x, c, impl='native'), fullgraph=True, backend='eager')\n"
+        "assert not revq_kernels.native.is_loaded()\n"
+        "assert torch.equal(f(x, c), revq_kernels.nearest_code(x, c, impl='reference'))\n"
+        "assert revq_kernels.native.is_loaded()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_inductor_does_not_look_inside(problem):

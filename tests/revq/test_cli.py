@@ -1,0 +1,316 @@
+"""The command line: the whole way from images to images, and every wrong input as one line and exit code 2."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny_vae import IMAGE_SIZE, LATENT_SHAPE, save_photos, save_tiny_vae
+
+import revq
+from revq.cli import main
+from revq.images import center_crop, load_image, to_pil
+from revq.tokens import load_tokens, save_tokens
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["--model.num-tokens", "16", "--model.num-codes", "8", "--model.rectifier.kind", "mlp", "--train.epochs", "2"]
+
+
+def revq_main(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """One of everything, made by the command line: photos, vae, latents, held_out, run, tokens."""
+    folder = tmp_path_factory.mktemp("cli")
+    save_photos(folder / "photos", 9)
+    save_tiny_vae(folder / "vae")
+    size = ("--image-size", IMAGE_SIZE, "--vae", folder / "vae")
+    assert revq_main("encode", "--images", folder / "photos", "--out", folder / "latents", "--crops", 4, *size) == 0
+    assert revq_main("encode", "--images", folder / "photos", "--out", folder / "held_out", *size) == 0
+    run = (
+        "train",
+        "--latents",
+        folder / "latents",
+        "--validation",
+        folder / "held_out",
+        "--out",
+        folder / "run",
+        *SMALL,
+    )
+    assert revq_main(*run) == 0
+    model = ("--model", folder / "run" / "model", "--images", folder / "photos")
+    assert revq_main("tokenize", *model, "--out", folder / "tokens") == 0
+    return folder
+
+
+def test_images_to_tokens_to_images(made, tmp_path, capsys):
+    tokenizer = revq.Tokenizer.from_pretrained(made / "run" / "model")
+    file = load_tokens(made / "tokens")
+    assert file.indices.shape == (9, 16) and file.num_codes == 8 and file.names[-1] == "sub/photo-00.png"
+    images = [load_image(made / "photos" / name) for name in file.names]
+    assert torch.equal(file.indices, tokenizer.encode(images))
+
+    assert (
+        revq_main("detokenize", "--model", made / "run" / "model", "--tokens", made / "tokens", "--out", tmp_path / "d")
+        == 0
+    )
+    expected = to_pil(tokenizer.decode(file.indices))
+    for name, picture in zip(file.names, expected, strict=True):
+        with Image.open(tmp_path / "d" / name) as written:
+            assert written.tobytes() == picture.tobytes()
+    assert len([path for path in (tmp_path / "d").rglob("*") if path.is_file()]) == 9
+
+    capsys.readouterr()
+    files = [made / "photos" / name for name in file.names[:3]]
+    picture = tmp_path / "picture.png"
+    assert revq_main("reconstruct", "--model", made / "run" / "model", "--images", *files, "--out", picture) == 0
+    assert "rectified" in capsys.readouterr().out
+    with Image.open(picture) as sheet:
+        assert sheet.size == (4 * (IMAGE_SIZE + 4) + 4, 22 + 3 * (IMAGE_SIZE + 4))
+        assert (
+            sheet.crop((4, 22, 4 + IMAGE_SIZE, 22 + IMAGE_SIZE)).tobytes()
+            == center_crop(images[0], IMAGE_SIZE).tobytes()
+        )
+
+
+def test_recipe_and_overrides_reach_the_model(made, tmp_path):
+    config = json.loads((made / "run" / "model" / "config.json").read_text())
+    assert (config["num_tokens"], config["num_codes"], tuple(config["latent_shape"])) == (16, 8, LATENT_SHAPE)
+    assert config["rectifier"] == {
+        "kind": "mlp",
+        "width": 64,
+        "layers": 1,
+        "form": "residual",
+    }  # the demo's but for kind
+    options = (
+        "--recipe",
+        "paper_256t",
+        "--model.num-codes",
+        8,
+        "--model.rectifier.kind",
+        "mlp",
+        "--model.rectifier.width",
+        8,
+    )
+    run = ("train", "--latents", made / "latents", "--out", tmp_path / "r", *options, "--train.epochs", 1)
+    assert revq_main(*run) == 0
+    config = json.loads((tmp_path / "r" / "model" / "config.json").read_text())
+    assert (config["num_tokens"], config["rectifier"]["layers"], config["rectifier"]["form"]) == (256, 4, "absolute")
+
+
+def test_train_again_continues_and_refuses_another_run(made, capsys):
+    before = (made / "run" / "model" / "model.safetensors").read_bytes()
+    run = ("train", "--latents", made / "latents", "--validation", made / "held_out", "--out", made / "run", *SMALL)
+    assert revq_main(*run) == 0
+    assert (made / "run" / "model" / "model.safetensors").read_bytes() == before
+    assert revq_main(*run, "--train.seed", 1) == 2
+    assert "another configuration" in capsys.readouterr().err
+
+
+def test_info(made, capsys):
+    expected = {
+        "photos/../latents": ("36 of (C, h, w) = (4, 8, 8), float32", "4 random crops each", f"{IMAGE_SIZE} px"),
+        "run/model": ("T = 16", "K = 8", "d = 16", "48", "utilisation", "mlp, width 64", f"{IMAGE_SIZE} px"),
+        "run": ("after 2 of 2 epochs", "T = 16"),
+        "tokens": ("T = 16", "K = 8", "3 per token, 48 per sample"),
+        "vae": ("AutoencoderDC", "C = 4", "4 pixels per latent position"),
+    }
+    for path, texts in expected.items():
+        assert revq_main("info", made / path) == 0
+        printed = capsys.readouterr().out
+        for text in texts:
+            assert text in printed, path
+
+
+def damaged(path, target):
+    """A copy of a file or folder whose largest file is cut in half."""
+    shutil.copytree(path, target) if path.is_dir() else shutil.copy(path, target)
+    files = [target] if target.is_file() else [file for file in target.rglob("*") if file.is_file()]
+    largest = max(files, key=lambda file: file.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+    return target
+
+
+def bad_inputs(made, tmp):
+    """name -> (arguments, what the message must say); OUT is where output may not appear."""
+    photos, vae, latents, model, out = (
+        made / "photos",
+        made / "vae",
+        made / "latents",
+        made / "run" / "model",
+        tmp / "OUT",
+    )
+    (tmp / "empty").mkdir()
+    bad_photos = tmp / "bad_photos"
+    save_photos(bad_photos, 2)
+    (bad_photos / "zz.png").write_bytes((bad_photos / "photo-01.png").read_bytes()[:200])
+    (tmp / "text.png").write_text("not an image")
+    other_vae = save_tiny_vae(tmp / "other_vae", seed=1)
+    save_tokens(tmp / "long_tokens", torch.zeros(2, 17, dtype=torch.int64), 8)
+    save_tokens(tmp / "foreign_tokens", torch.zeros(2, 16, dtype=torch.int64), 8, model="0" * 64)
+    save_tokens(tmp / "evil_tokens", torch.zeros(1, 16, dtype=torch.int64), 8, names=["../evil.png"])
+    shutil.copytree(made / "run", tmp / "bad_run")
+    os.truncate(tmp / "bad_run" / "checkpoint.pt", 1000)
+    full = tmp / "full"
+    full.mkdir()
+    (full / "mine").write_text("mine")
+    encode, train = ["encode", "--out", out, "--image-size", IMAGE_SIZE], ["train", *SMALL]
+    tokenize, reconstruct = ["tokenize", "--out", out], ["reconstruct", "--out", out]
+    detokenize = ["detokenize", "--model", model]
+    return {
+        "encode: missing folder": ([*encode, "--images", tmp / "nowhere"], "nowhere"),
+        "encode: empty folder": ([*encode, "--images", tmp / "empty"], "empty"),
+        "encode: damaged image": ([*encode, "--images", bad_photos, "--vae", vae], "zz.png"),
+        "encode: missing VAE": ([*encode, "--images", photos, "--vae", tmp / "no_vae"], "no_vae"),
+        "encode: damaged VAE": ([*encode, "--images", photos, "--vae", damaged(vae, tmp / "bad_vae")], "bad_vae"),
+        "encode: image size": (
+            ["encode", "--images", photos, "--out", out, "--image-size", 30, "--vae", vae],
+            "image_size",
+        ),
+        "encode: full output": (["encode", "--images", photos, "--out", full, "--vae", vae], "full: expected"),
+        "encode: device": ([*encode, "--images", photos, "--vae", vae, "--device", "toaster"], "device"),
+        "train: missing latents": ([*train, "--latents", tmp / "nowhere", "--out", out], "nowhere"),
+        "train: damaged latents": (
+            [*train, "--latents", damaged(latents, tmp / "bad_store"), "--out", out],
+            "bad_store",
+        ),
+        "train: damaged validation": (
+            [*train, "--latents", latents, "--validation", tmp / "bad_store", "--out", out],
+            "bad_store",
+        ),
+        "train: too many codes": (
+            ["train", "--latents", latents, "--out", out, "--model.num-tokens", 16],
+            "num_codes: K=256",
+        ),
+        "train: tokens do not divide": (
+            ["train", "--latents", latents, "--out", out, "--model.num-tokens", 7],
+            "num_tokens",
+        ),
+        "train: a number out of range": (
+            [*train, "--latents", latents, "--out", out, "--train.batch-size", 0],
+            "batch_size",
+        ),
+        "train: damaged checkpoint": (
+            [*train, "--latents", latents, "--out", tmp / "bad_run"],
+            "checkpoint.pt: damaged",
+        ),
+        "tokenize: missing model": ([*tokenize, "--model", tmp / "nowhere", "--images", photos], "nowhere"),
+        "tokenize: damaged model": (
+            [*tokenize, "--model", damaged(model, tmp / "bad_model"), "--images", photos],
+            "bad_model",
+        ),
+        "tokenize: missing image": ([*tokenize, "--model", model, "--images", tmp / "no.png"], "no.png"),
+        "tokenize: damaged image": ([*tokenize, "--model", model, "--images", bad_photos], "zz.png"),
+        "tokenize: another VAE": ([*tokenize, "--model", model, "--images", photos, "--vae", other_vae], "fingerprint"),
+        "reconstruct: not an image": ([*reconstruct, "--model", model, "--images", tmp / "text.png"], "text.png"),
+        "reconstruct: missing VAE": (
+            [*reconstruct, "--model", model, "--images", photos, "--vae", tmp / "no_vae"],
+            "no_vae",
+        ),
+        "detokenize: missing tokens": ([*detokenize, "--tokens", tmp / "nowhere", "--out", out], "nowhere"),
+        "detokenize: damaged tokens": (
+            [*detokenize, "--tokens", damaged(made / "tokens", tmp / "bad_t"), "--out", out],
+            "bad_t",
+        ),
+        "detokenize: another shape": ([*detokenize, "--tokens", tmp / "long_tokens", "--out", out], "T=16"),
+        "detokenize: another model": ([*detokenize, "--tokens", tmp / "foreign_tokens", "--out", out], "another model"),
+        "detokenize: escaping names": ([*detokenize, "--tokens", tmp / "evil_tokens", "--out", out], "evil.png"),
+        "detokenize: full output": ([*detokenize, "--tokens", made / "tokens", "--out", full], "full: expected"),
+        "info: missing": (["info", tmp / "nowhere"], "nowhere"),
+        "info: nothing known": (["info", full], "full"),
+        "info: not a token file": (["info", tmp / "text.png"], "text.png"),
+        "info: damaged model": (["info", tmp / "bad_model"], "bad_model"),
+        "info: damaged store": (["info", tmp / "bad_store"], "bad_store"),
+        "info: damaged run": (["info", tmp / "bad_run"], "checkpoint.pt"),
+    }
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def test_every_bad_input_is_one_line_and_leaves_nothing(made, tmp_path, capsys):
+    cases = bad_inputs(made, tmp_path)
+    before = snapshot(tmp_path)
+    for name, (arguments, expected) in cases.items():
+        capsys.readouterr()
+        assert revq_main(*arguments) == 2, name
+        errors = [line for line in capsys.readouterr().err.replace("\r", "\n").split("\n") if "revq: error:" in line]
+        assert len(errors) == 1 and errors[0].startswith("revq: error: ") and expected in errors[0], (name, errors)
+        assert snapshot(tmp_path) == before, name
+    assert (made / "run" / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["bake"], ["encode"], ["train", "--recipe", "soup"], ["info", "a", "b"], ["demo", "--fast"]]
+)
+def test_wrong_options_exit_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["encode", "train", "reconstruct", "tokenize", "detokenize", "info", "demo"])
+def test_help(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert f"usage: revq {verb}" in printed
+    if verb == "train":
+        for option in ("--recipe", "--model.num-codes", "--model.rectifier.form", "--train.learning-rate", "codebook"):
+            assert option in printed
+
+
+def subprocess_revq(*arguments, code="import sys; from revq.cli import main; sys.exit(main())"):
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom revq.cli import main\ntry:\n    main(['train', '--help'])\nexcept SystemExit:\n    pass\n"
+        "print('HEAVY', sorted({'torch', 'diffusers', 'PIL', 'matplotlib', 'numpy'} & set(sys.modules)))"
+    )
+    out, errors = subprocess_revq(code=code).communicate(timeout=60)
+    assert out.strip().endswith("HEAVY []"), errors
+
+
+def test_module_form_has_no_traceback(tmp_path):
+    command = [sys.executable, "-m", "revq", "info", str(tmp_path / "nowhere")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("revq: error: ") and done.stderr.count("\n") == 1 and done.stdout == ""
+
+
+def test_control_c_tells_how_to_go_on(made, tmp_path):
+    out = tmp_path / "run"
+    process = subprocess_revq("train", "--latents", made / "latents", "--out", out, *SMALL[:-1], 100000)
+    while process.poll() is None and not (out / "checkpoint.pt").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "the same command goes on where it was" in errors and "Traceback" not in errors
+    assert not (out / "model").exists()
+
+
+def test_a_demo_that_misses_its_mark_exits_with_1(monkeypatch, capsys, tmp_path):
+    import revq.demo
+
+    monkeypatch.setattr(revq.demo, "demo", lambda out: revq.demo.DemoResult({}, ["the rectifier is of no use"]))
+    assert revq_main("demo", "--out", tmp_path) == 1
+    assert capsys.readouterr().err == "revq: the demo failed: the rectifier is of no use\n"
+    monkeypatch.setattr(revq.demo, "demo", lambda out: revq.demo.DemoResult({}, []))
+    assert revq_main("demo") == 0
