@@ -30,10 +30,10 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity (Wang et al., 2004), mean over windows and channels, data range 1.
+    """Structural similarity (Wang et al., 2004), mean over pixels and channels, data range 1.
 
-    Gaussian windows of 11x11, sigma 1.5, K1 = 0.01, K2 = 0.03, population variances, "valid" windows only (no padding):
-    what torchmetrics' default computes, which pads and then crops the border off.
+    A Gaussian window of 11x11, sigma 1.5, around every pixel, the border mirrored; K1 = 0.01, K2 = 0.03, population
+    variances: the default of torchmetrics (1.9).  Implementations that leave the border out differ in the third digit.
 
     Args:
         a, b: float ``[B, C, H, W]`` in [0, 1], H and W at least 11.
@@ -59,11 +59,11 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _blur(images: Tensor) -> Tensor:
-    """The Gaussian mean of every full window: ``[B, C, H, W]`` -> ``[B, C, H-10, W-10]``, rows and columns in turn."""
+    """The Gaussian mean around every pixel, the border mirrored: ``[B, C, H, W]`` -> the same, rows and columns in turn."""
     offsets = torch.arange(WINDOW, dtype=images.dtype, device=images.device) - WINDOW // 2
     kernel = torch.exp(-(offsets**2) / (2 * SIGMA**2))
     kernel = kernel / kernel.sum()
-    planes = images.flatten(0, 1).unsqueeze(1)
+    planes = F.pad(images.flatten(0, 1).unsqueeze(1), [WINDOW // 2] * 4, mode="reflect")
     planes = F.conv2d(F.conv2d(planes, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
     return planes.view(*images.shape[:2], *planes.shape[2:])
 

@@ -11,6 +11,9 @@ index among equals, and a NaN before every number.  Each step is an eager torch 
 multiplication into an addition, which would change the last bit of D.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -100,15 +103,14 @@ def codebook_grad(grad: Tensor, indices: Tensor, num_codes: int) -> Tensor:
     return total.view(num_groups, num_codes, code_dim)
 
 
-class denormals_kept:  # noqa: N801 - reads as a statement: ``with denormals_kept():``
+@contextmanager
+def denormals_kept() -> Iterator[None]:
     """Switch flush-to-zero off for a block, and back on if it was on: torch has a setter for it and no getter."""
-
-    def __enter__(self) -> None:
-        tiny = torch.tensor(1e-38)
-        self.flushed = bool((tiny * 0.01) == 0)
-        if self.flushed:
-            torch.set_flush_denormal(False)
-
-    def __exit__(self, *error: object) -> None:
-        if self.flushed:
+    flushed = bool((torch.tensor(1e-38) * 0.01) == 0)
+    if flushed:
+        torch.set_flush_denormal(False)
+    try:
+        yield
+    finally:
+        if flushed:
             torch.set_flush_denormal(True)

@@ -6,23 +6,24 @@ python scripts/draw_concepts.py
 from pathlib import Path
 
 import matplotlib
+import matplotlib.pyplot as plt
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 matplotlib.use("Agg")
 matplotlib.rcParams.update({"svg.hashsalt": "revq", "svg.fonttype": "path", "font.size": 8})
-
-import matplotlib.pyplot as plt
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 INK, FROZEN, LEARNT, DATA = "#22313f", "#dfe6ea", "#ffe3b3", "#ffffff"
 OUT = Path(__file__).parent.parent / "docs" / "method.svg"
 
 
 def box(ax, x, y, width, text, colour, height=0.9):
+    """A stage."""
     ax.add_patch(FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0.03", fc=colour, ec=INK, lw=1))
     ax.text(x + width / 2, y + height / 2, text, ha="center", va="center", color=INK)
 
 
 def arrow(ax, start, end, text="", style="-|>", dashed=False, above=0.12):
+    """From one stage to the next."""
     line = "--" if dashed else "-"
     ax.add_patch(FancyArrowPatch(start, end, arrowstyle=style, mutation_scale=11, color=INK, lw=1, linestyle=line))
     if text:

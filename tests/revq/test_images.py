@@ -149,7 +149,7 @@ def test_bad_files_give_one_line(tmp_path):
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "empty.webp").write_bytes(b"")
-    for name, reason in (("cut.jpg", "truncated"), ("text.png", "not an image"), ("empty.webp", "not an image")):
+    for name, reason in (("cut.jpg", "(?i)truncated"), ("text.png", "not an image"), ("empty.webp", "not an image")):
         with pytest.raises(InputError, match=reason) as caught:
             load_image(tmp_path / name)
         assert str(tmp_path / name) in str(caught.value)

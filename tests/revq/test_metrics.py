@@ -1,5 +1,6 @@
 """PSNR and SSIM against hand-made truths and torchmetrics."""
 
+import numpy as np
 import pytest
 import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
@@ -36,17 +37,21 @@ def test_ssim_equals_torchmetrics():
     torch.testing.assert_close(ssim(a, b), expected, atol=1e-4, rtol=0)
 
 
-def test_ssim_of_a_single_window_is_the_formula():
+def test_ssim_is_the_formula_in_the_window_around_each_pixel():
     generator = torch.Generator().manual_seed(7)
-    a, b = torch.rand(2, 1, 1, 11, 11, generator=generator, dtype=torch.float64)
-    line = torch.exp(-((torch.arange(11.0, dtype=torch.float64) - 5) ** 2) / (2 * 1.5**2))
+    a, b = torch.rand(2, 1, 1, 12, 14, generator=generator, dtype=torch.float64)
+    line = np.exp(-((np.arange(11) - 5.0) ** 2) / (2 * 1.5**2))
     weight = line[:, None] * line / line.sum() ** 2
-    mean_a, mean_b = (weight * a).sum(), (weight * b).sum()
-    var_a, var_b = (weight * (a - mean_a) ** 2).sum(), (weight * (b - mean_b) ** 2).sum()
-    covariance = (weight * (a - mean_a) * (b - mean_b)).sum()
-    expected = (2 * mean_a * mean_b + 1e-4) * (2 * covariance + 9e-4)
-    expected /= (mean_a**2 + mean_b**2 + 1e-4) * (var_a + var_b + 9e-4)
-    torch.testing.assert_close(ssim(a, b), expected.float().view(1), atol=1e-6, rtol=0)
+    wide_a, wide_b = (np.pad(image[0, 0].numpy(), 5, mode="reflect") for image in (a, b))
+    values = []
+    for row, column in np.ndindex(12, 14):
+        x, y = (wide[row : row + 11, column : column + 11] for wide in (wide_a, wide_b))
+        mean_x, mean_y = (weight * x).sum(), (weight * y).sum()
+        var_x, var_y = (weight * (x - mean_x) ** 2).sum(), (weight * (y - mean_y) ** 2).sum()
+        covariance = (weight * (x - mean_x) * (y - mean_y)).sum()
+        value = (2 * mean_x * mean_y + 1e-4) * (2 * covariance + 9e-4)
+        values.append(value / ((mean_x**2 + mean_y**2 + 1e-4) * (var_x + var_y + 9e-4)))
+    assert float(ssim(a, b)) == pytest.approx(np.mean(values), abs=1e-6)
 
 
 def test_equal_images_score_one_and_worse_images_less():
