@@ -19,7 +19,7 @@ from revq.report import table
 from revq.train import train
 from revq.vae import load_vae
 
-CROPS_PER_PHOTO = 40
+CROPS_PER_PHOTO = 20
 RUNS = [("normal", 1024), ("data", 1024), ("normal", 256), ("data", 256)]
 
 

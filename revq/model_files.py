@@ -99,4 +99,5 @@ def _read_weights(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     surplus = sorted(state.keys() - expected.keys())
     if surplus:
         raise InputError(f"{path}: expected no tensor {surplus[0]} in this model")
-    return {name: tensor.to(expected[name].dtype) for name, tensor in state.items()}
+    # Copies, because the loaded tensors are the mapped file itself: whoever overwrites the file would change the model.
+    return {name: tensor.to(expected[name].dtype, copy=True) for name, tensor in state.items()}

@@ -13,6 +13,7 @@ import argparse
 import csv
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from PIL import Image
 
 PHOTOS = Path(__file__).resolve().parent.parent / "revq" / "data" / "photos"
 GCOMPRIS, LOMIRI = "gcompris-qt-data", ("lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04")
+LOMIRI_HOME = "https://gitlab.com/ubports/development/core/lomiri-wallpapers"
 RESOURCES = (
     "categorization", "clickgame", "details", "erase", "explore_farm_animals", "explore_monuments",
     "explore_world_animals", "explore_world_music",
@@ -56,7 +58,7 @@ def gcompris_images(root: Path):
 def lomiri_images(root: Path, package: str):
     """Yield (path, bytes, credit) for the wallpapers, whose Debian copyright file names each author."""
     found = parse_credits((root / f"usr/share/doc/{package}/copyright").read_text())
-    by_name = {Path(file).name: credit for file, credit in found.items()}
+    by_name = {Path(file).name: replace(credit, source=LOMIRI_HOME) for file, credit in found.items()}
     for path in sorted((root / "usr/share/backgrounds").glob("*.jpg")):
         yield str(path.relative_to(root)), path.read_bytes(), by_name.get(path.name)
 

@@ -65,12 +65,17 @@ def groups(model: AutoencoderDC) -> list[dict]:
     return [{"params": p, "scale": scale} for p, scale in ((fresh, 1.0), (solved, SOLVED_LR), (gains, GAIN_LR))]
 
 
+def fit_crops(photos: list, seed: int) -> Tensor:
+    """Return the training crops that the start is fitted on."""
+    rng = random.Random(seed)
+    return to_tensor([random_crop(photo, SIZE, rng) for photo in photos for _ in range(FIT_CROPS_PER_PHOTO)])
+
+
 def train(args: argparse.Namespace) -> tuple[AutoencoderDC, dict]:
     """Fine-tune from the PCA start; return the model and the numbers of the run so far."""
     torch.manual_seed(args.seed)
     photos = [load_image(path) for path in train_photos()]
-    rng = random.Random(args.seed)
-    fit = to_tensor([random_crop(photo, SIZE, rng) for photo in photos for _ in range(FIT_CROPS_PER_PHOTO)])
+    fit = fit_crops(photos, args.seed)
     model = build()
     start_from_pca(model, fit)
     numbers = {"pca_start": measure(model)}
@@ -123,18 +128,19 @@ def write(model: AutoencoderDC, numbers: dict) -> None:
     numbers |= {
         "final": measure(shipped), "held_out_photos": len(names), "parameters": shipped.num_parameters(),
         "torch": torch.__version__, "diffusers": diffusers.__version__,
+        "threads": torch.get_num_threads(), "device": "cpu",
     }  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n")
     print(json.dumps(numbers, indent=2))
 
 
-def evaluate() -> None:
-    """Print what the shipped weights measure now, beside what their metrics file says."""
+def evaluate(seed: int) -> None:
+    """Measure the PCA start and the shipped weights again, and print them beside what the metrics file says."""
     recorded = json.loads((vae_folder() / "metrics.json").read_text())
-    model = AutoencoderDC.from_pretrained(vae_folder(), torch_dtype=torch.float32)
-    print("PCA start, recorded:", recorded["pca_start"])
-    print("final, recorded:    ", recorded["final"])
-    print("final, measured now:", measure(model))
+    start, shipped = build(), AutoencoderDC.from_pretrained(vae_folder(), torch_dtype=torch.float32)
+    start_from_pca(start, fit_crops([load_image(path) for path in train_photos()], seed))
+    for name, model in (("pca_start", start), ("final", shipped)):
+        print(f"{name}: recorded {recorded[name]}, measured now {measure(model)}")
 
 
 def main() -> None:
@@ -150,7 +156,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.evaluate:
-        evaluate()
+        evaluate(args.seed)
     else:
         write(*train(args))
 

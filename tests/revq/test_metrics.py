@@ -71,7 +71,7 @@ def test_unusable_images_are_refused(metric):
         metric(good * 0 - 1, good)
     with pytest.raises(InputError, match=r"in \[0, 1\], got nan to nan"):
         metric(good, good * float("nan"))
-    with pytest.raises(InputError, match="got torch.uint8"):
+    with pytest.raises(InputError, match=r"got torch\.uint8"):
         metric(good.byte(), good.byte())
 
 

@@ -129,5 +129,5 @@ def test_unusable_configurations_are_refused():
         build_rectifier(RectifierConfig("cnn", width=32), (12, 4, 4))
     with pytest.raises(InputError, match="form: expected 'absolute' or 'residual', got 'other'"):
         build_rectifier(RectifierConfig("identity", form="other"), SHAPE)
-    with pytest.raises(InputError, match="kind: expected .* got 'vit'"):
+    with pytest.raises(InputError, match=r"kind: expected .* got 'vit'"):
         build_rectifier(RectifierConfig("vit", width=32), SHAPE)

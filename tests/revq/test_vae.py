@@ -1,0 +1,195 @@
+"""Frozen VAEs: three classes made from small configurations, raw latents, and one clear line for each bad folder."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_vae import save_tiny_vae
+
+from revq.data import vae_folder
+from revq.errors import InputError
+from revq.vae import FrozenVAE, load_vae
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def make(class_name):
+    """A diffusers autoencoder of a few thousand random weights."""
+    import diffusers
+
+    if class_name == "AutoencoderKL":
+        return diffusers.AutoencoderKL(
+            block_out_channels=(8, 8, 16),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            norm_num_groups=4,
+            latent_channels=5,
+            scaling_factor=0.37,
+            shift_factor=0.21,
+        )
+    if class_name == "AutoencoderTiny":
+        return diffusers.AutoencoderTiny(
+            encoder_block_out_channels=(8, 8, 8),
+            decoder_block_out_channels=(8, 8, 8),
+            num_encoder_blocks=(1, 1, 1),
+            num_decoder_blocks=(1, 1, 1),
+            latent_channels=5,
+            scaling_factor=0.37,
+            shift_factor=0.21,
+        )
+    return diffusers.AutoencoderDC(
+        latent_channels=5,
+        encoder_block_out_channels=(10, 10, 10),
+        decoder_block_out_channels=(10, 10, 10),
+        encoder_layers_per_block=(0, 1, 1),
+        decoder_layers_per_block=(0, 1, 1),
+        encoder_qkv_multiscales=((), (), ()),
+        decoder_qkv_multiscales=((), (), ()),
+        scaling_factor=0.37,
+    )
+
+
+def raw(vae, images):
+    """Latents and reconstruction by diffusers alone, with neither scaling_factor nor shift_factor."""
+    with torch.no_grad():
+        out = vae.encode(images)
+        z = (
+            out.latent_dist.mode()
+            if hasattr(out, "latent_dist")
+            else getattr(out, "latent", getattr(out, "latents", None))
+        )
+        return z, vae.decode(z).sample.clamp(-1, 1)
+
+
+@pytest.mark.parametrize("class_name", ["AutoencoderDC", "AutoencoderKL", "AutoencoderTiny"])
+def test_latents_are_raw_and_decode_takes_them(tmp_path, class_name):
+    original = make(class_name).eval()
+    original.save_pretrained(tmp_path / "vae")
+    images = torch.rand(2, 3, 32, 24) * 2 - 1
+    z, reconstruction = raw(original, images)
+
+    vae = load_vae(tmp_path / "vae")
+    assert (vae.class_name, vae.downscale, vae.latent_channels) == (class_name, 4, 5)
+    assert vae.name == str(tmp_path / "vae")
+    assert z.shape == (2, 5, 8, 6)
+    assert vae.latent_shape(32) == (5, 8, 8)
+    assert torch.equal(vae.encode(images), z)
+    assert torch.equal(vae.decode(z), reconstruction)
+    assert reconstruction.abs().max() <= 1
+    assert torch.equal(vae.decode(z * 1e4).abs().max(), torch.tensor(1.0))
+
+
+def test_nothing_trains_and_nothing_asks_for_gradients(tmp_path):
+    vae = load_vae(save_tiny_vae(tmp_path / "vae"))
+    assert not vae.vae.training
+    assert not any(parameter.requires_grad for parameter in vae.vae.parameters())
+    z = vae.encode(torch.zeros(1, 3, 32, 32).requires_grad_())
+    assert not z.requires_grad
+    assert not vae.decode(z.requires_grad_()).requires_grad
+
+
+def test_half_precision_files_become_float32(tmp_path):
+    folder = save_tiny_vae(tmp_path / "vae")
+    state = {name: tensor.half() for name, tensor in load_file(folder / WEIGHTS).items()}
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    vae = load_vae(folder)
+    assert {tensor.dtype for tensor in vae.vae.state_dict().values()} == {torch.float32}
+    assert all(torch.equal(vae.vae.state_dict()[name], tensor.float()) for name, tensor in state.items())
+    assert vae.encode(torch.zeros(1, 3, 32, 32).half()).dtype == torch.float32
+
+
+def test_the_fingerprint_is_of_the_weights_not_of_the_file(tmp_path):
+    folder = save_tiny_vae(tmp_path / "vae")
+    first = load_vae(folder).fingerprint
+    assert len(first) == 64
+    load_vae(folder).vae.save_pretrained(tmp_path / "bin", safe_serialization=False)
+    assert load_vae(tmp_path / "bin").fingerprint == first
+    state = {name: tensor.clone() for name, tensor in load_file(folder / WEIGHTS).items()}
+    next(iter(state.values())).view(-1)[0] += 1e-3
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    assert load_vae(folder).fingerprint != first
+    assert load_vae(save_tiny_vae(tmp_path / "other", seed=1)).fingerprint != first
+
+
+def test_unusable_images_latents_and_sizes_are_refused(tmp_path):
+    vae = load_vae(save_tiny_vae(tmp_path / "vae"))
+    with pytest.raises(InputError, match=r"multiples of 4, got \(30, 32\)"):
+        vae.encode(torch.zeros(1, 3, 30, 32))
+    with pytest.raises(InputError, match=r"expected float \[B, 3, H, W\], got torch.uint8"):
+        vae.encode(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    with pytest.raises(InputError, match=r"expected float \[B, 4, h, w\], got torch.float32 \(1, 5, 8, 8\)"):
+        vae.decode(torch.zeros(1, 5, 8, 8))
+    for size in (33, 0, -4):
+        with pytest.raises(InputError, match=f"image_size: expected a multiple of the VAE's 4, got {size}"):
+            vae.latent_shape(size)
+
+
+def refuses(name, *words):
+    with pytest.raises(InputError) as caught:
+        load_vae(name)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_folders_are_named(tmp_path):
+    refuses(tmp_path / "nowhere", "nowhere", "VAE folder", "found nothing")
+    refuses("./nowhere/at-all", "found nothing")
+    (tmp_path / "file").touch()
+    refuses(tmp_path / "file", "found a file")
+    refuses(tmp_path, str(tmp_path), "config.json")
+    save_tiny_vae(tmp_path / "pipeline" / "vae")
+    refuses(tmp_path / "pipeline", "config.json", f"try {tmp_path / 'pipeline' / 'vae'}")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", ["config.json", "JSONDecodeError"]),
+        ("[]", ["config.json", "_class_name"]),
+        ("{}", ["config.json", "_class_name"]),
+        ('{"_class_name": "UNet2DModel"}', ["AutoencoderDC, AutoencoderKL, AutoencoderTiny", "UNet2DModel"]),
+        ('{"_class_name": "AutoencoderDC", "latent_channels": "x"}', ["cannot load this AutoencoderDC"]),
+    ],
+)
+def test_damaged_configurations_are_named(tmp_path, text, words):
+    folder = save_tiny_vae(tmp_path / "vae")
+    (folder / "config.json").write_text(text)
+    refuses(folder, str(folder), *words)
+
+
+def test_damaged_weights_are_named(tmp_path):
+    folder = save_tiny_vae(tmp_path / "vae")
+    path = folder / WEIGHTS
+    whole, state = path.read_bytes(), {name: tensor.clone() for name, tensor in load_file(path).items()}
+    path.write_bytes(whole[: len(whole) // 2])
+    refuses(folder, str(folder), "cannot load this AutoencoderDC")
+    path.unlink()
+    refuses(folder, str(folder), "cannot load this AutoencoderDC", WEIGHTS.split(".")[0])
+    save_file({n: t for n, t in state.items() if n != "decoder.conv_in.weight"}, path, metadata={"format": "pt"})
+    refuses(folder, str(folder), "lack 1 tensors", "decoder.conv_in.weight")
+    save_file(state | {"decoder.conv_in.weight": torch.zeros(2)}, path, metadata={"format": "pt"})
+    refuses(folder, str(folder), "cannot load this AutoencoderDC")
+
+
+def test_a_vae_of_other_channels_is_refused(tmp_path):
+    vae = make("AutoencoderTiny")
+    vae.register_to_config(in_channels=1)
+    with pytest.raises(InputError, match="RGB images"):
+        FrozenVAE(vae, "grey")
+
+
+def test_a_hub_id_that_cannot_be_fetched_is_named(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    refuses("nobody-at-all/no-such-vae", "nobody-at-all/no-such-vae", "no such folder here", "hub id")
+
+
+def test_the_embedded_vae_has_the_papers_geometry():
+    vae = load_vae()
+    assert (vae.name, vae.class_name) == ("embedded", "AutoencoderDC")
+    assert vae.latent_shape(128) == (32, 8, 8)
+    assert json.loads((vae_folder() / "config.json").read_text())["_class_name"] == "AutoencoderDC"
+    images = torch.linspace(-0.5, 0.5, 128).expand(1, 3, 128, 128)
+    latents = vae.encode(images)
+    assert latents.shape == (1, 32, 8, 8)
+    assert (vae.decode(latents) - images).square().mean() < 0.02, "it reconstructs a plain gradient"
