@@ -43,6 +43,11 @@ def measure(model: AutoencoderDC) -> dict[str, float]:
     return {f"psnr_{size}": round(float(np.mean(psnr(model, images))), 3) for size, images in sizes.items()}
 
 
+def load() -> AutoencoderDC:
+    """Return the shipped weights in single precision."""
+    return AutoencoderDC.from_pretrained(vae_folder(), torch_dtype=torch.float32, low_cpu_mem_usage=False)
+
+
 def save_atomically(state: dict, path: Path) -> None:
     """Write a checkpoint so that a cut-off run leaves either the old or the new one."""
     torch.save(state, path.with_suffix(".tmp"))
@@ -122,7 +127,9 @@ def write(model: AutoencoderDC, numbers: dict) -> None:
     """Write the fp16 weights, measure them as they will be loaded, and write the numbers beside them."""
     folder = vae_folder()
     model.half().save_pretrained(folder)
-    shipped = AutoencoderDC.from_pretrained(folder, torch_dtype=torch.float32)
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o644)  # it is written readable for its owner only
+    shipped = load()
     names = [path.name for path in held_out_photos()]
     (folder / "held_out.txt").write_text("\n".join(names) + "\n")
     numbers |= {
@@ -137,7 +144,7 @@ def write(model: AutoencoderDC, numbers: dict) -> None:
 def evaluate(seed: int) -> None:
     """Measure the PCA start and the shipped weights again, and print them beside what the metrics file says."""
     recorded = json.loads((vae_folder() / "metrics.json").read_text())
-    start, shipped = build(), AutoencoderDC.from_pretrained(vae_folder(), torch_dtype=torch.float32)
+    start, shipped = build(), load()
     start_from_pca(start, fit_crops([load_image(path) for path in train_photos()], seed))
     for name, model in (("pca_start", start), ("final", shipped)):
         print(f"{name}: recorded {recorded[name]}, measured now {measure(model)}")

@@ -29,7 +29,9 @@ def sources() -> list[dict[str, str]]:
 def vae():
     """Return the embedded VAE in single precision."""
     diffusers = pytest.importorskip("diffusers")
-    return diffusers.AutoencoderDC.from_pretrained(vae_folder(), torch_dtype=torch.float32).eval()
+    return diffusers.AutoencoderDC.from_pretrained(
+        vae_folder(), torch_dtype=torch.float32, low_cpu_mem_usage=False
+    ).eval()
 
 
 def test_every_photo_has_a_row_and_every_row_a_photo(sources):

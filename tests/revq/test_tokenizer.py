@@ -159,7 +159,7 @@ def test_importing_revq_is_light_and_its_names_are_lazy():
         import revq
         assert not {"torch", "diffusers", "PIL", "matplotlib", "triton"} & sys.modules.keys()
         import revq.model, revq.tokenizer, revq.vae, revq.images, revq.metrics, revq.rectifier
-        heavy = {"diffusers", "PIL", "matplotlib", "triton", "huggingface_hub", "tqdm", "tyro"} & sys.modules.keys()
+        heavy = {"diffusers", "PIL", "matplotlib", "triton", "huggingface_hub", "tyro"} & sys.modules.keys()
         assert not heavy, heavy
         for name in revq.__all__:
             assert getattr(revq, name) is not None, name

@@ -40,8 +40,8 @@ def make(class_name):
         )
     return diffusers.AutoencoderDC(
         latent_channels=5,
-        encoder_block_out_channels=(10, 10, 10),
-        decoder_block_out_channels=(10, 10, 10),
+        encoder_block_out_channels=(10, 20, 20),
+        decoder_block_out_channels=(10, 20, 20),
         encoder_layers_per_block=(0, 1, 1),
         decoder_layers_per_block=(0, 1, 1),
         encoder_qkv_multiscales=((), (), ()),
