@@ -1,0 +1,88 @@
+"""Puts the committed rows into docs/benchmarks.md, between its markers.
+
+    python -m benchmarks.report
+"""
+
+import csv
+import re
+from pathlib import Path
+
+from benchmarks.rows import RESULTS
+
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+
+
+def read(name: str) -> list[dict[str, str]]:
+    """The rows of ``results/<name>.csv``."""
+    with (RESULTS / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def source(row: dict[str, str]) -> str:
+    """The sentence under a table that names its origin."""
+    return (
+        f"\n\n`{row['command']}`, {row['date']}, commit {row['commit']}, {row['machine']}, {row['threads']} threads, "
+        f"torch {row['torch']}, Python {row['python']}."
+    )
+
+
+def search_table() -> str:
+    """One line per case, one column per provider."""
+    rows = read("search-cpu")
+    providers = list(dict.fromkeys(row["provider"] for row in rows))
+    header = ["case", "N", "G", "K", "d", "revq, ms", "Gpairs/s"]
+    header += [f"{name}, times slower (farther codes)" for name in providers if name != "revq"]
+    lines = []
+    for case in dict.fromkeys(row["name"] for row in rows):
+        of = {row["provider"]: row for row in rows if row["name"] == case}
+        ours = of["revq"]
+        line = [case, *(ours[key] for key in ("N", "G", "K", "d")), ours["median_ms"], ours["gpairs_per_s"]]
+        for name in providers:
+            if name != "revq":
+                line.append(f"{of[name]['times_revq']}x ({100 * float(of[name]['farther_share']):.2g} %)")
+        lines.append(line)
+    return markdown(header, lines) + source(rows[0])
+
+
+def memory_table() -> str:
+    """Peak memory."""
+    rows = read("memory-cpu")
+    lines = [[row["provider"], row["N"], row["K"], row["d"], row["peak_above_inputs_and_outputs_mb"]] for row in rows]
+    return markdown(["", "N", "K", "d", "MB above inputs and outputs"], lines) + source(rows[0])
+
+
+def reset_table() -> str:
+    """The demo's quantiser with reset and without."""
+    rows = read("reset-effect")
+    lines = [
+        [
+            row["initialisation"],
+            row["K"],
+            "with" if row["reset"] == "True" else "without",
+            f"{100 * float(row['utilisation']):.2f} %",
+            row["perplexity"],
+            row["training_mse"],
+            row["held_out_mse"],
+        ]
+        for row in rows
+    ]
+    header = ["first codebook", "K", "reset", "utilisation", "perplexity", "training MSE", "held-out MSE"]
+    return markdown(header, lines) + source(rows[0])
+
+
+def main() -> None:
+    """Rewrite the page."""
+    text = PAGE.read_text()
+    for name, table in (("search", search_table()), ("memory", memory_table()), ("reset", reset_table())):
+        text = re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", rf"\1{table}\n\2", text, flags=re.S)
+    PAGE.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
