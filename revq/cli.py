@@ -26,7 +26,7 @@ DESCRIPTION = "Turn a frozen image VAE into a VQ-VAE: images to latents, latents
 
 @dataclass(frozen=True)
 class Demo:
-    """Train on the shipped photos and show the result, in about two minutes on two cores.
+    """Train on the shipped photos and show the result, in one or two minutes on two cores.
 
     Starts afresh each time.  Exits with 1 if the rectifier or the codebooks miss their mark.
     """

@@ -1,4 +1,4 @@
-"""The demo: from the shipped photos to tokens and back in about two minutes on two CPU cores.
+"""The demo: from the shipped photos to tokens and back in one or two minutes on two CPU cores.
 
 It trains on random crops of the training photos and judges on centre crops of photos that gave no training crop; these
 influence nothing but the report.
@@ -51,7 +51,7 @@ def demo(
     out: str | Path = "runs/demo",
     *,
     config: RunConfig | None = None,
-    crops: int = 3072,
+    crops: int = 8192,
     image_size: int = 128,
     vae: "FrozenVAE | None" = None,
     photos: Sequence[Path] | None = None,
@@ -98,7 +98,7 @@ def demo(
         judged = encode_folder(held_out, vae, out=out / "latents" / "held_out", **{**common, "progress": False})
 
     model = config.model
-    print(f"Training {model.num_tokens} tokens x {model.num_codes} codes for {config.train.epochs} epochs")
+    print(f"Training {model.groups} codebooks of {model.num_codes} codes for {config.train.epochs} epochs")
     with clock("train"):
         trained = train(config, store, out, validation=judged, progress=progress).model
 
