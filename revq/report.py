@@ -85,7 +85,7 @@ def save_loss_plot(path: str | Path, records: Sequence[dict[str, Any]]) -> None:
         seen = [r for r in epochs if r.get(name) is not None]
         if seen:
             axes.plot([r["step"] for r in seen], [r[name] for r in seen], "o--", color=colour, label=label)
-    axes.set(xlabel="step", ylabel="latent MSE (normalised)", yscale="log")
+    axes.set(xlabel="step", ylabel="latent MSE (normalised)")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     with atomic_file(path) as temporary:
