@@ -1,6 +1,6 @@
 """Puts the committed rows into docs/benchmarks.md, between its markers.
 
-    python -m benchmarks.report
+python -m benchmarks.report
 """
 
 import csv
