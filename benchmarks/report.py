@@ -76,10 +76,25 @@ def reset_table() -> str:
     return markdown(header, lines) + source(rows[0])
 
 
+def rectifier_table() -> str:
+    """The rectifiers on the demo's latents."""
+    rows = read("rectifier-effect")
+    keys = ["rectifier", "form", "parameters", "held_out_quantised_mse", "held_out_rectified_mse"]
+    lines = [[*(row[key] for key in keys), f"{row['gain_percent']} %"] for row in rows]
+    header = ["rectifier", "form", "parameters", "held-out MSE, quantised", "rectified", "gain"]
+    return markdown(header, lines) + source(rows[0])
+
+
 def main() -> None:
     """Rewrite the page."""
     text = PAGE.read_text()
-    for name, table in (("search", search_table()), ("memory", memory_table()), ("reset", reset_table())):
+    tables = {
+        "search": search_table(),
+        "memory": memory_table(),
+        "reset": reset_table(),
+        "rectifier": rectifier_table(),
+    }
+    for name, table in tables.items():
         text = re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", rf"\1{table}\n\2", text, flags=re.S)
     PAGE.write_text(text)
 

@@ -40,9 +40,9 @@ def paper_256t_large() -> RunConfig:
 def demo() -> RunConfig:
     """Two CPU cores, one or two minutes: 512 tokens, K = 256, and a small rectifier that starts as the identity.
 
-    With 8,000 crops the released form of the rectifier, which predicts the latent itself, makes held-out latents worse (by
-    25 % in a trial); as a correction to its input it makes them better (by 3 %).  A learning rate three times the paper's
-    suits six epochs: 1e-2 leaves the codebook under-trained (held-out error .132 instead of .117).
+    With 8,000 crops the released form of the rectifier, which predicts the latent itself, makes held-out latents worse; as
+    a correction to its input it makes them better (docs/benchmarks.md, "What the rectifier does").  A learning rate three
+    times the paper's suits six epochs: 1e-2 leaves the codebook under-trained.
     """
     rectifier = RectifierConfig(width=64, layers=1, form="residual")
     model = ModelConfig(_LATENT, num_tokens=512, num_codes=256, rectifier=rectifier)
