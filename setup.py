@@ -8,6 +8,7 @@ The library uses torch's stable ABI: one wheel for every Python and for torch >=
 
 import os
 import sys
+from pathlib import Path
 
 from setuptools import setup
 
@@ -37,7 +38,18 @@ HEADERS = [
 ]
 # -ffp-contract=off: gcc would otherwise fuse a product into a sum, which changes the last bit of a distance.
 # No -ffast-math, least of all at link: gcc then switches denormals off for the whole process.
-FLAGS = ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-psabi"]
+ROOT = Path(__file__).resolve().parent
+# The prefix map keeps the path of the machine that built a wheel out of its error messages.
+FLAGS = [
+    f"-ffile-prefix-map={ROOT}/=",
+    "-O3",
+    "-g0",
+    "-std=c++20",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-Wall",
+    "-Wno-psabi",
+]
 
 
 class AnyPythonWheel(bdist_wheel):

@@ -51,7 +51,7 @@ def quantize(x: Tensor, codebook: Tensor, *, count: Tensor | None = None, impl: 
     Args:
         x: ``[..., G, d]`` as for `nearest_code`.
         codebook: ``[G, K, d]``.
-        count: int64 ``[G, K]`` to which the number of times each code was chosen is added in place, or None.
+        count: contiguous int64 ``[G, K]`` to which the number of times each code was chosen is added in place, or None.
         impl: as for `nearest_code`.
 
     Returns:
@@ -76,7 +76,7 @@ def count_codes_(count: Tensor, indices: Tensor, *, impl: str = "auto") -> Tenso
     """Add to ``count`` how often each code stands in ``indices``.
 
     Args:
-        count: int64 ``[G, K]``, changed in place.
+        count: contiguous int64 ``[G, K]``, changed in place.
         indices: int64 ``[..., G]``, each in [0, K).
         impl: as for `nearest_code`.
 

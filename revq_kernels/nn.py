@@ -29,6 +29,10 @@ class FastChannelVQ(nn.Module):
 
     ``loss = mse(x.detach(), quantized) + commitment * mse(x, quantized.detach())``, in float32.
 
+    Several processes: each counts its own choices, and `reset_` decides by them alone.  Under DistributedDataParallel
+    pass ``broadcast_buffers=False``, add the counts up over the processes before `reset_`, and give it generators of
+    one seed; nothing here does that yet.
+
     Args:
         num_codes: K, codes per codebook.
         code_dim: d, numbers per code.
@@ -57,14 +61,14 @@ class FastChannelVQ(nn.Module):
     ) -> None:
         super().__init__()
         for name, size in (("num_codes", num_codes), ("code_dim", code_dim), ("num_groups", num_groups)):
-            if size < 1:
-                raise ValueError(f"{name}: expected an integer >= 1, got {size}")
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name}: expected an integer >= 1, got {size!r}")
         if not commitment >= 0:
             raise ValueError(f"commitment: expected a weight >= 0, got {commitment}")
         check_split(split)
         self.num_codes, self.code_dim, self.num_groups = num_codes, code_dim, num_groups
         self.split, self.straight_through, self.commitment = split, straight_through, commitment
-        self.codebook = nn.Parameter(torch.randn(num_groups, num_codes, code_dim))
+        self.codebook = nn.Parameter(torch.randn(num_groups, num_codes, code_dim, dtype=torch.float32))
         self.register_buffer("count", torch.zeros(num_groups, num_codes, dtype=torch.int64))
 
     def forward(self, x: Tensor) -> QuantizerOutput:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from revq_kernels import native, reference
+from revq_kernels.validation import check_count, check_gradient, check_index_range, check_indices, check_search
 
 SCHEMAS = {
     "nearest_code": "(Tensor x, Tensor codebook) -> Tensor",
@@ -48,6 +49,31 @@ def _fake_codebook_grad(grad: Tensor, indices: Tensor, num_codes: int) -> Tensor
     return grad.new_empty((grad.shape[-2], num_codes, grad.shape[-1]), dtype=torch.float32)
 
 
+def _check(name: str, arguments: tuple[Any, ...]) -> None:
+    """What compiled kernels check too, for calls that do not come through the public functions."""
+    if name in ("nearest_code", "quantize"):
+        check_search(*arguments[:2])
+    if name == "quantize" and arguments[2] is not None:
+        check_count(arguments[2], arguments[1].shape[0], arguments[1].shape[1], arguments[0])
+    if name == "count_codes_":
+        check_indices(arguments[1])
+        check_count(arguments[0], arguments[1].shape[-1], None, arguments[1])
+    if name == "codebook_grad":
+        check_gradient(*arguments)
+        if arguments[0].device.type == "cpu":  # elsewhere reading the indices would stall the device
+            check_index_range(arguments[1], arguments[2])
+
+
+def _checked(name: str, specification: Callable[..., Any]) -> Callable[..., Any]:
+    """The specification behind its checks."""
+
+    def run(*arguments: Any) -> Any:
+        _check(name, arguments)
+        return specification(*arguments)
+
+    return run
+
+
 def _without_own_kernel(name: str, specification: Callable[..., Any]) -> Callable[..., Any]:
     """What the default overload runs while nothing is registered for a device: load its kernels, else the reference."""
 
@@ -67,7 +93,7 @@ def _define() -> None:
         "codebook_grad": _fake_codebook_grad,
     }
     for name, schema in SCHEMAS.items():
-        specification = getattr(reference, name)
+        specification = _checked(name, getattr(reference, name))
         for suffix, kernel in (("", _without_own_kernel(name, specification)), (".reference", specification)):
             _library.define(f"{name}{suffix}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
             _library.impl(f"{name}{suffix}", kernel, "CompositeExplicitAutograd")

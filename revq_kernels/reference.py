@@ -20,6 +20,9 @@ from torch import Tensor
 PAIRS_PER_CHUNK = 1 << 20
 """Query-code pairs whose distances exist at one time; bounds the workspace to some tens of megabytes."""
 
+PAIRS_PER_SERIAL_CHUNK = 1 << 14
+"""The same where the calling thread alone may compute: torch gives fewer elements than 2^15 to no other thread."""
+
 
 def squared_distance(x: Tensor, codes: Tensor) -> Tensor:
     """D of the contract: ``[..., d]`` against ``[..., d]`` (broadcasting) -> float32 ``[...]``."""
@@ -44,9 +47,11 @@ def nearest_code(x: Tensor, codebook: Tensor) -> Tensor:
     num_groups, num_codes, code_dim = codebook.shape
     queries = x.reshape(-1, num_groups, code_dim)
     indices = torch.empty(queries.shape[:2], dtype=torch.int64, device=x.device)
-    codes_per_chunk = min(num_codes, PAIRS_PER_CHUNK)
-    rows_per_chunk = max(1, PAIRS_PER_CHUNK // codes_per_chunk)
-    with denormals_kept():
+    with denormals_kept() as flushed:
+        # torch's other threads may go on flushing denormals when the calling one no longer does
+        pairs = PAIRS_PER_SERIAL_CHUNK if flushed else PAIRS_PER_CHUNK
+        codes_per_chunk = min(num_codes, pairs)
+        rows_per_chunk = max(1, pairs // codes_per_chunk)
         for group in range(num_groups):
             for start in range(0, queries.shape[0], rows_per_chunk):
                 rows = slice(start, start + rows_per_chunk)
@@ -78,7 +83,8 @@ def gather_codes(codebook: Tensor, indices: Tensor, dtype: torch.dtype) -> Tenso
 def count_codes_(count: Tensor, indices: Tensor) -> None:
     """Add to count int64 ``[G, K]`` how often each code stands in indices ``[..., G]``."""
     by_group = indices.reshape(-1, count.shape[0]).T
-    count.scatter_add_(1, by_group, torch.ones_like(by_group))
+    # apart from count, which an index out of range thus leaves unchanged
+    count += torch.zeros_like(count).scatter_add_(1, by_group, torch.ones_like(by_group))
 
 
 @torch.no_grad()
@@ -99,18 +105,22 @@ def codebook_grad(grad: Tensor, indices: Tensor, num_codes: int) -> Tensor:
     num_groups, code_dim = grad.shape[-2:]
     rows = (indices.reshape(-1, num_groups) + torch.arange(num_groups, device=indices.device) * num_codes).reshape(-1)
     total = torch.zeros(num_groups * num_codes, code_dim, dtype=torch.float32, device=grad.device)
-    total.index_add_(0, rows, grad.reshape(-1, code_dim).float())
+    with denormals_kept():
+        total.index_add_(0, rows, grad.reshape(-1, code_dim).float())
     return total.view(num_groups, num_codes, code_dim)
 
 
 @contextmanager
-def denormals_kept() -> Iterator[None]:
-    """Switch flush-to-zero off for a block, and back on if it was on: torch has a setter for it and no getter."""
-    flushed = bool((torch.tensor(1e-38) * 0.01) == 0)
+def denormals_kept() -> Iterator[bool]:
+    """Switch flush-to-zero off for a block, and back on if it was on: torch has a setter for it and no getter.
+
+    Yields whether it was on.
+    """
+    flushed = bool((torch.tensor(1e-38, dtype=torch.float32, device="cpu") * 0.01) == 0)
     if flushed:
         torch.set_flush_denormal(False)
     try:
-        yield
+        yield flushed
     finally:
         if flushed:
             torch.set_flush_denormal(True)

@@ -30,7 +30,7 @@ def reset_codes_(
         codebook: ``[G, K, d]``, changed in place.
         count: int64 ``[G, K]``, how often each code was chosen; left as it is.
         noise: standard deviation of the Gaussian noise, in the units of the codebook (the release: 0.1).
-        max_fraction: share of K that may move in one call (the paper: 1.0; the release: 0.2).
+        max_fraction: share of K that may move in one call, rounded down to whole codes (the paper: 1.0; the release: 0.2).
         pairing: "paper" or "release".
         generator: source of the noise, on the codebook's device.
 

@@ -51,7 +51,22 @@ def check_count(count: Tensor, num_groups: int, num_codes: int | None, like: Ten
     if not fits:
         codes = "K" if num_codes is None else f"K={num_codes}"
         raise ValueError(f"count: expected [G={num_groups}, {codes}], got shape {tuple(count.shape)}")
+    if not count.is_contiguous():
+        raise ValueError(f"count: expected contiguous memory of its own, got strides {count.stride()}")
     _check_same_device("count", count, "the other tensors", like)
+
+
+def check_gradient(grad: Tensor, indices: Tensor, num_codes: int) -> None:
+    """grad ``[..., G, d]`` with indices ``[..., G]``."""
+    _check_tensor("grad", grad)
+    _check_dtype("grad", grad)
+    check_indices(indices)
+    if grad.dim() < 2 or grad.shape[-2] < 1 or grad.shape[-1] < 1 or grad.shape[:-1] != indices.shape:
+        raise ValueError(
+            f"grad: expected [..., G, d] with G, d >= 1 for indices {tuple(indices.shape)}, got {tuple(grad.shape)}"
+        )
+    if not 1 <= num_codes <= MAX_CODES:
+        raise ValueError(f"num_codes: expected 1 <= K <= {MAX_CODES}, got {num_codes}")
 
 
 def check_indices(indices: Tensor) -> None:
@@ -64,7 +79,12 @@ def check_indices(indices: Tensor) -> None:
 
 
 def check_index_range(indices: Tensor, num_codes: int) -> None:
-    """Every index is a code: 0 <= index < K.  Reads the data, so it synchronises a device."""
+    """Every index is a code: 0 <= index < K.  Reads the data, so it synchronises a device.
+
+    Under a compiler and on the meta device there is no data to read, and nothing is checked.
+    """
+    if torch.compiler.is_compiling() or indices.is_meta:
+        return
     if indices.numel() and (int(indices.min()) < 0 or int(indices.max()) >= num_codes):
         raise ValueError(
             f"indices: expected values in [0, K={num_codes}), got {int(indices.min())} to {int(indices.max())}"
@@ -90,6 +110,8 @@ def check_reset(noise: float, max_fraction: float, pairing: str) -> None:
 def _check_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided or value.is_nested:
+        raise TypeError(f"{name}: expected a dense torch.Tensor, got layout {value.layout}")
 
 
 def _check_dtype(name: str, tensor: Tensor) -> None:

@@ -4,7 +4,7 @@
 namespace revq {
 
 int cpu_isa() {
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if REVQ_X86_CLONES
   static const int isa = __builtin_cpu_supports("x86-64-v4") ? 2 : __builtin_cpu_supports("x86-64-v3") ? 1 : 0;
   return isa;
 #else
@@ -14,7 +14,7 @@ int cpu_isa() {
 
 SearchTile search_tile(int isa) {
   if (isa == 0) return baseline::search_tile;
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if REVQ_X86_CLONES
   if (isa == 1) return x86_64_v3::search_tile;
   if (isa == 2) return x86_64_v4::search_tile;
 #endif

@@ -19,21 +19,15 @@ Problem check_search(const Tensor& x, const Tensor& codebook) {
   const Problem problem{GroupedRows(x).rows(), codebook.size(0), codebook.size(1), codebook.size(2)};
   STD_TORCH_CHECK(x.size(x.dim() - 2) == problem.G && x.size(x.dim() - 1) == problem.d,
                   "x: expected G and d of the codebook");
-  STD_TORCH_CHECK(problem.K >= 1 && problem.K <= INT32_MAX && problem.d >= 1, "codebook: expected 1 <= K < 2^31");
+  STD_TORCH_CHECK(problem.G >= 1 && problem.K >= 1 && problem.K <= INT32_MAX && problem.d >= 1,
+                  "codebook: expected G >= 1, 1 <= K < 2^31 and d >= 1");
   return problem;
 }
 
 void check_count(const Tensor& count, int64_t G) {
   STD_TORCH_CHECK(count.scalar_type() == ScalarType::Long && count.dim() == 2 && count.size(0) == G &&
-                      count.size(1) >= 1,
-                  "count: expected int64 [G, K]");
-}
-
-// Counts may be a view of any strides; the kernel works on contiguous memory.
-void add_counts_checked(Tensor count, const int64_t* indices, const Problem& problem) {
-  Tensor packed = torch::stable::contiguous(count);
-  add_counts(indices, problem, static_cast<int64_t*>(packed.mutable_data_ptr()));
-  if (!count.is_contiguous()) torch::stable::copy_(count, packed);
+                      G >= 1 && count.size(1) >= 1 && count.is_contiguous(),
+                  "count: expected contiguous int64 [G, K]");
 }
 
 Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type) {
@@ -64,7 +58,7 @@ std::tuple<Tensor, Tensor> quantize(const Tensor& x, const Tensor& codebook, std
   Tensor quantized = empty(x, sizes_of(x), x.scalar_type());
   auto* chosen = static_cast<int64_t*>(indices.mutable_data_ptr());
   search(GroupedRows(x), Codebook(codebook), problem, chosen, quantized.mutable_data_ptr(), x.scalar_type());
-  if (count.has_value()) add_counts_checked(*count, chosen, problem);
+  if (count.has_value()) add_counts(chosen, problem, static_cast<int64_t*>(count->mutable_data_ptr()));
   return {quantized, indices};
 }
 
@@ -78,10 +72,12 @@ void count_codes_(Tensor count, const Tensor& indices) {
   STD_TORCH_CHECK(indices.scalar_type() == ScalarType::Long && indices.dim() >= 1, "indices: expected int64 [..., G]");
   const int64_t G = indices.size(indices.dim() - 1);
   check_count(count, G);
-  const Tensor packed = torch::stable::contiguous(indices);
+  // A copy: were the indices in count's own memory, counting would change those that are still to be read.
+  const Tensor packed = torch::stable::contiguous(torch::stable::clone(indices));
   const auto* chosen = static_cast<const int64_t*>(packed.const_data_ptr());
   check_range(chosen, indices.numel(), count.size(1));
-  add_counts_checked(count, chosen, Problem{G ? indices.numel() / G : 0, G, count.size(1), 1});
+  add_counts(chosen, Problem{indices.numel() / G, G, count.size(1), 1},
+             static_cast<int64_t*>(count.mutable_data_ptr()));
 }
 
 Tensor codebook_grad(const Tensor& grad, const Tensor& indices, int64_t num_codes) {
@@ -90,6 +86,8 @@ Tensor codebook_grad(const Tensor& grad, const Tensor& indices, int64_t num_code
   STD_TORCH_CHECK(indices.scalar_type() == ScalarType::Long && sizes_of(indices) == without_last(grad),
                   "indices: expected int64 [..., G] of grad");
   const Problem problem{GroupedRows(grad).rows(), grad.size(grad.dim() - 2), num_codes, grad.size(grad.dim() - 1)};
+  STD_TORCH_CHECK(problem.G >= 1 && problem.d >= 1 && problem.K >= 1 && problem.K <= INT32_MAX,
+                  "grad: expected G >= 1, d >= 1 and 1 <= num_codes < 2^31");
   const Tensor packed = torch::stable::contiguous(indices);
   const auto* chosen = static_cast<const int64_t*>(packed.const_data_ptr());
   check_range(chosen, indices.numel(), num_codes);

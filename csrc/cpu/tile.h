@@ -3,6 +3,11 @@
 
 #include <cstdint>
 
+// Clones need gcc 12 on x86-64: it knows the architecture levels by name.  Elsewhere the baseline tile runs.
+#if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__)
+#define REVQ_X86_CLONES 1
+#endif
+
 namespace revq {
 
 // Codes stand in panels of kLanes, transposed: panel[j * kLanes + lane] is number j of code `lane`.

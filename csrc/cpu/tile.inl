@@ -2,6 +2,10 @@
 // every subtraction, product and sum is rounded to float32 on its own (-ffp-contract=off), in index order.
 // Only the width of a register differs between the clones.
 
+#ifdef __FAST_MATH__
+#error "-ffast-math changes distances: the exactness contract forbids it"
+#endif
+
 namespace {
 
 typedef float Floats __attribute__((vector_size(32)));

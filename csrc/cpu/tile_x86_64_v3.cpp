@@ -1,5 +1,5 @@
 // The tile for x86-64-v3; empty where the compiler or the processor family has no such clone.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__)  // REVQ_X86_CLONES of tile.h
 #pragma GCC target("arch=x86-64-v3")
 #include "tile.h"
 

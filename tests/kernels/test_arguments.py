@@ -42,6 +42,7 @@ def test_search_arguments(function, x, codebook, error, message):
         (COUNT[:2], ValueError, r"count: expected \[G=3, K=7\], got shape \(2, 7\)"),
         (COUNT[:, :6], ValueError, r"count: expected \[G=3, K=7\], got shape \(3, 6\)"),
         (COUNT[0], ValueError, r"count: expected \[G=3, K=7\], got shape \(7,\)"),
+        (COUNT[:1].expand(3, 7), ValueError, r"count: expected contiguous memory of its own, got strides \(0, 1\)"),
         (COUNT.to("meta"), ValueError, r"count: expected the device of the other tensors, cpu, got meta"),
     ],
 )
@@ -83,7 +84,7 @@ def test_count_codes_arguments(impl):
         count_codes_(count, torch.zeros(5, 2, dtype=torch.int64), impl=impl)
     for wrong in (-1, 7):
         with pytest.raises((IndexError, RuntimeError), match=r"index|indices|scatter"):
-            count_codes_(count, torch.full((5, 3), wrong), impl=impl)
+            count_codes_(count, torch.cat([torch.ones(4, 3, dtype=torch.int64), torch.full((1, 3), wrong)]), impl=impl)
     assert count.sum() == 0
 
 
@@ -100,9 +101,27 @@ def test_reset_options(options, message):
         reset_codes_(CODEBOOK.clone(), COUNT, **options)
 
 
-def test_direct_operator_calls_do_not_read_outside_their_tensors():
+@pytest.mark.parametrize("variant", ["default", "reference"])
+def test_direct_operator_calls_do_not_read_outside_their_tensors(variant):
     assert revq_kernels.native.load() is None
-    with pytest.raises(RuntimeError, match="expected G and d of the codebook"):
-        torch.ops.revq.nearest_code(X[..., :3], CODEBOOK)
-    with pytest.raises(RuntimeError, match="indices: expected values"):
-        torch.ops.revq.codebook_grad(X, torch.full((5, 3), 9), 7)
+    search, gradient = (getattr(getattr(torch.ops.revq, name), variant) for name in ("nearest_code", "codebook_grad"))
+    indices = torch.zeros(5, 3, dtype=torch.int64)
+    for call in (
+        lambda: search(X[..., :3], CODEBOOK),
+        lambda: search(X[:, :2], CODEBOOK),
+        lambda: search(X[:, :0], CODEBOOK[:0]),
+        lambda: search(X, CODEBOOK[:, :0]),
+        lambda: gradient(X, indices + 9, 7),
+        lambda: gradient(X, indices - 1, 7),
+        lambda: gradient(X[:, :0], indices[:, :0], 7),
+        lambda: gradient(X[:0], indices[:0], 0),
+        lambda: gradient(X, indices[:, :2], 7),
+        lambda: getattr(torch.ops.revq.count_codes_, variant)(torch.zeros(2, 4, dtype=torch.int64), indices),
+    ):
+        with pytest.raises((RuntimeError, ValueError), match="expected"):
+            call()
+
+
+def test_only_dense_tensors():
+    with pytest.raises(TypeError, match=r"x: expected a dense torch.Tensor, got layout torch.sparse_coo"):
+        nearest_code(X.to_sparse(), CODEBOOK)

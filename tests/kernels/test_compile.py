@@ -85,6 +85,12 @@ def test_inductor_does_not_look_inside(problem):
     assert torch.equal(compiled(x, codebook), nearest_code(x, codebook))
 
 
+def test_encode_and_decode_compile():
+    vq, x = FastChannelVQ(16, 4, num_groups=2), torch.randn(3, 8, 4)
+    compiled = torch.compile(lambda x: vq.decode(vq.encode(x)), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), vq.decode(vq.encode(x)))
+
+
 def test_export_with_a_dynamic_batch():
     vq = FastChannelVQ(16, 4, num_groups=2).eval()
     batch = torch.export.Dim("batch", min=2)

@@ -1,5 +1,8 @@
 """The exactness contract, on every problem, for every implementation."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -60,6 +63,29 @@ def test_denormals_count_even_when_torch_flushes_them(impl):
         torch.set_flush_denormal(False)
     assert torch.equal(found, expected)
     assert still_flushes, "the caller's mode was not restored"
+
+
+def test_denormals_count_in_threads_that_were_born_flushing():
+    """Large enough for torch's other threads, which are started while denormals are flushed, and stay so."""
+    program = (
+        "import torch\n"
+        "torch.set_flush_denormal(True); torch.set_num_threads(2)\n"
+        "(torch.randn(2000000) * 2).sum()\n"
+        "from revq_kernels import nearest_code\n"
+        "from revq_kernels.testing import contract_index\n"
+        "g = torch.Generator().manual_seed(0)\n"
+        "x = torch.randint(-999, 999, (300, 1, 4), generator=g).double() * 1e-23\n"
+        "c = torch.randint(-999, 999, (1, 300, 4), generator=g).double() * 1e-23\n"
+        "torch.set_flush_denormal(False); x, c = x.float(), c.float(); expected = contract_index(x, c)\n"
+        "torch.set_flush_denormal(True)\n"
+        "for default in (torch.float32, torch.float64, torch.float16):\n"
+        "    torch.set_default_dtype(default)\n"
+        "    for impl in ('native', 'reference'):\n"
+        "        assert torch.equal(nearest_code(x, c, impl=impl), expected), (impl, default)\n"
+        "    assert torch.tensor(1e-38, dtype=torch.float32) * 0.01 == 0, 'the mode was not restored'\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_the_suite_can_fail():

@@ -18,10 +18,21 @@ def test_counts_are_exact_and_added(shape, k, impl):
 
 
 def test_non_contiguous_arguments(impl):
-    indices, storage = torch.randint(0, 6, (3, 40)).T, torch.zeros(6, 3, dtype=torch.int64)
-    count_codes_(storage.T, indices, impl=impl)
-    assert storage.sum() == 120
-    assert torch.equal(storage[:, 1], torch.bincount(indices[:, 1], minlength=6))
+    indices, count = torch.randint(0, 6, (3, 40)).T, torch.zeros(3, 6, dtype=torch.int64)
+    count_codes_(count, indices, impl=impl)
+    assert count.sum() == 120
+    assert torch.equal(count[1], torch.bincount(indices[:, 1], minlength=6))
+    with pytest.raises(ValueError, match=r"count: expected contiguous memory of its own, got strides \(1, 3\)"):
+        count_codes_(torch.zeros(6, 3, dtype=torch.int64).T, indices, impl=impl)
+
+
+def test_indices_in_the_memory_of_count(impl):
+    """Never writes outside count: the choices are read before any is counted, or the call is refused."""
+    memory = torch.full((64,), 2)
+    count = memory[:3].view(1, 3)
+    count_codes_(count, count.view(3, 1), impl=impl)
+    assert memory[:3].tolist() == [2, 2, 5]
+    assert memory[3:].tolist() == [2] * 61
 
 
 def test_version_counter_sees_the_change(impl):

@@ -58,6 +58,36 @@ def test_gradient_bits_do_not_depend_on_threads_and_implementation():
     assert all(torch.equal(gradients[0], other) for other in gradients[1:])
 
 
+def test_gradient_of_the_gradient(impl):
+    """A gradient penalty is not dropped: equal to plain indexing, in float64."""
+    x, codebook = torch.randn(6, 2, 3), torch.randn(2, 4, 3, requires_grad=True)
+    quantized, indices = quantize(x, codebook, impl=impl)
+    (gradient,) = torch.autograd.grad((quantized**3).sum(), codebook, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.square().sum(), codebook)
+    truth = codebook.detach().double().requires_grad_()
+    rows = truth[torch.arange(2), indices]
+    (gradient,) = torch.autograd.grad((rows**3).sum(), truth, create_graph=True)
+    (expected,) = torch.autograd.grad(gradient.square().sum(), truth)
+    torch.testing.assert_close(second.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_results_can_be_changed_in_place(impl):
+    codebook = torch.randn(2, 7, 4, requires_grad=True)
+    quantize(torch.randn(5, 2, 4), codebook, impl=impl).quantized.mul_(3).sum().backward()
+    assert codebook.grad.sum() == 3 * 5 * 2 * 4
+
+
+def test_denormal_gradients_add_up_when_torch_flushes_them(impl):
+    codebook = torch.zeros(1, 1, 1, requires_grad=True)
+    quantized = quantize(torch.zeros(3, 1, 1), codebook, impl=impl).quantized
+    torch.set_flush_denormal(True)
+    try:
+        quantized.backward(torch.full((3, 1, 1), 1e-39))
+    finally:
+        torch.set_flush_denormal(False)
+    assert codebook.grad.item() == pytest.approx(3e-39, rel=1e-5)
+
+
 def test_non_contiguous_gradient(impl):
     x, codebook = torch.randn(6, 2, 4), torch.randn(2, 7, 4, requires_grad=True)
     quantized, indices = quantize(x, codebook, impl=impl)

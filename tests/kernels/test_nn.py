@@ -121,6 +121,16 @@ def test_low_precision_input(dtype):
     assert torch.equal(out.indices, contract_index(x.reshape(-1, 1, 4), vq.codebook).reshape(2, 30))
 
 
+def test_default_dtype_and_in_place_results():
+    torch.set_default_dtype(torch.float64)
+    try:
+        vq = FastChannelVQ(5, 4)
+        assert vq.codebook.dtype == torch.float32
+        vq(torch.randn(1, 3, 4, dtype=torch.float32)).quantized.mul_(2)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_autocast_leaves_the_indices_alone():
     vq, x = FastChannelVQ(500, 4), torch.randn(2, 300, 4)
     expected = vq.encode(x)
@@ -140,6 +150,7 @@ def test_state_round_trip():
     ("make", "message"),
     [
         (lambda: FastChannelVQ(0, 4), r"num_codes: expected an integer >= 1, got 0"),
+        (lambda: FastChannelVQ(4, 4.0), r"code_dim: expected an integer >= 1, got 4.0"),
         (lambda: FastChannelVQ(4, 4, split="rows"), r"split: expected 'channel' or 'space', got 'rows'"),
         (lambda: FastChannelVQ(4, 4, commitment=-1), r"commitment: expected a weight >= 0, got -1"),
         (
