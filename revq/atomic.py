@@ -17,7 +17,10 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the user's umask gives; some libraries write files for the owner alone
         yield temporary
+        temporary.chmod(mode)
         sync(temporary)
         os.replace(temporary, path)  # noqa: PTH105 - the one step that must be atomic, by its own name
     except BaseException:

@@ -23,7 +23,7 @@ def atomic_folder(target: str | Path, replaceable: frozenset[str]) -> Iterator[P
         InputError: if ``target`` is a file, or holds anything else, which replacing would delete.
     """
     target = Path(target).absolute()
-    _check_replaceable(target, replaceable)
+    check_replaceable(target, replaceable)
     target.parent.mkdir(parents=True, exist_ok=True)
     new = target.with_name(f".{target.name}.tmp")  # one name, so that the next write clears what a killed one left
     _remove(new)
@@ -36,18 +36,24 @@ def atomic_folder(target: str | Path, replaceable: frozenset[str]) -> Iterator[P
         if not target.exists():
             new.rename(target)
         else:
-            _check_replaceable(target, replaceable)
+            check_replaceable(target, replaceable)
             _exchange(new, target)
         sync(target.parent)
     finally:
         _remove(new)  # after an exchange, this is the old folder
 
 
-def _check_replaceable(target: Path, replaceable: frozenset[str]) -> None:
+def check_replaceable(target: Path, replaceable: frozenset[str]) -> None:
+    """What `atomic_folder` checks, for callers that want to know before they begin.
+
+    Raises:
+        InputError: if ``target`` is a file, or holds anything but files named in ``replaceable``.
+    """
     if target.is_dir():
         foreign = sorted(path.name for path in target.iterdir() if path.name not in replaceable or not path.is_file())
         if foreign:
-            raise InputError(f"{target}: expected a new or empty folder, or one to replace, but it holds {foreign[0]}")
+            older = ", or an older one of the same kind" if replaceable else ""
+            raise InputError(f"{target}: expected a new or empty folder{older}, but it holds {foreign[0]}")
     elif target.exists():
         raise InputError(f"{target}: expected a folder to write to, found a file")
 

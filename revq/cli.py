@@ -51,7 +51,7 @@ class Encode:
     images: Path
     """Folder of images; subfolders count."""
     out: Path
-    """Folder of the new latent store.  An interrupted command goes on where it was."""
+    """Folder of the new latent store.  An interrupted command goes on from its last finished shard."""
     vae: str = "embedded"
     """The frozen VAE: "embedded", a folder or a Hugging Face id of a diffusers autoencoder."""
     image_size: int = 128
@@ -134,11 +134,12 @@ class Reconstruct:
     def run(self) -> int:
         """Reconstruct."""
         from revq.evaluate import image_quality, reconstruct
-        from revq.files import image_files
+        from revq.files import check_output, image_files
         from revq.images import center_crop, load_image, to_pil, to_tensor
         from revq.report import save_comparison, table
 
         files = image_files(self.images)
+        check_output(self.out, files, ".png")
         tokenizer = _tokenizer(self)
         originals = to_tensor([center_crop(load_image(file.path), tokenizer.image_size) for file in files])
         pictures = reconstruct(tokenizer.model, tokenizer.vae, originals)
@@ -169,9 +170,10 @@ class Tokenize:
 
     def run(self) -> int:
         """Tokenize."""
-        from revq.files import image_files, tokenize_files
+        from revq.files import check_output, image_files, tokenize_files
 
         files = image_files(self.images)
+        check_output(self.out, files)
         count, tokens = tokenize_files(_tokenizer(self), files, self.out, batch_size=self.batch_size)
         print(f"{self.out}: {count} images of {tokens} tokens, {self.out.stat().st_size} bytes")
         return 0
@@ -210,13 +212,14 @@ class Info:
     """Say what a model folder, run, latent store, token file or VAE folder is."""
 
     path: Path
-    """What to look at."""
+    """What to look at; "embedded" is the VAE that comes with revq."""
 
     def run(self) -> int:
         """Describe."""
+        from revq.data import vae_folder
         from revq.info import describe
 
-        print(describe(self.path))
+        print(describe(vae_folder() if str(self.path) == "embedded" else self.path))
         return 0
 
 
@@ -234,7 +237,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(" ".join(str(error).split()))
     except KeyboardInterrupt:
         resumes = argv[:1] in (["encode"], ["train"])
-        print("\nrevq: interrupted" + ("; the same command goes on where it was" if resumes else ""), file=sys.stderr)
+        print(
+            "\nrevq: interrupted"
+            + ("; the same command goes on from its last finished shard or checkpoint" if resumes else ""),
+            file=sys.stderr,
+        )
         return 130
 
 

@@ -114,6 +114,8 @@ class TrainConfig:
         for name in ("rectifier_weight_decay", "clip_norm", "reset_noise", "checkpoint_every"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}: expected a number >= 0, got {getattr(self, name)}")
+        if self.lr_floor > 1:
+            raise InputError(f"lr_floor: expected a factor of at most 1, got {self.lr_floor}")
         if not 0 <= self.reset_max_fraction <= 1:
             raise InputError(f"reset_max_fraction: expected a share between 0 and 1, got {self.reset_max_fraction}")
 
@@ -148,5 +150,6 @@ def model_config_from_dict(values: dict[str, Any]) -> ModelConfig:
 
 def _positive(config: Any, *names: str) -> None:
     for name in names:
-        if not getattr(config, name) > 0:
-            raise InputError(f"{name}: expected a number > 0, got {getattr(config, name)}")
+        value = getattr(config, name)
+        if not isinstance(value, int | float) or not value > 0:
+            raise InputError(f"{name}: expected a number > 0, got {value!r}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from revq.errors import InputError
-from revq.latents import LatentStore, LatentWriter, StorePlan
+from revq.latents import LatentStore, LatentWriter, StorePlan, is_latent_store
 from revq.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -28,13 +28,13 @@ def encode_folder(
     batch_size: int = 16,
     dtype: Literal["float32", "float16", "bfloat16"] = "float32",
     min_scale: float = 0.5,
-    shard_bytes: int = 64 << 20,
+    shard_bytes: int = 8 << 20,
     progress: bool = True,
 ) -> LatentStore:
     """Encode crops of images with a frozen VAE.
 
     Which crops are taken depends on ``seed`` alone.  Killed and called again with the same arguments, it keeps the shards
-    that were finished, and the store comes out the same, byte for byte.
+    that were finished, and the store comes out the same, byte for byte.  Called again after its end, it returns the store.
 
     Args:
         images: a folder (its images in sorted order) or a list of files.
@@ -68,6 +68,8 @@ def encode_folder(
         seed=seed,
         dtype=dtype,
     )
+    if is_latent_store(out) and (finished := LatentStore(out)).plan == plan:
+        return finished
     writer = LatentWriter(out, plan, shard_bytes=shard_bytes)
     reader = _CropReader(paths, plan, min_scale)
     try:

@@ -51,6 +51,7 @@ def tokenize_files(
     """
     from revq.images import load_image
 
+    _check_batch_size(batch_size)
     parts = []
     with progress_bar("tokenize", "image", len(files), show=progress) as bar:
         for start in range(0, len(files), batch_size):
@@ -74,6 +75,7 @@ def detokenize_file(
     """
     from revq.images import to_pil
 
+    _check_batch_size(batch_size)
     file, model = load_tokens(path), tokenizer.model
     expected = (model.config.num_tokens, model.config.num_codes)
     if (file.indices.shape[1], file.num_codes) != expected:
@@ -94,6 +96,26 @@ def detokenize_file(
                 picture.save(folder / name)
                 bar.update()
     return len(names)
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise InputError(f"batch_size: expected a number >= 1, got {batch_size}")
+
+
+def check_output(out: str | Path, files: Sequence[NamedFile], suffix: str | None = None) -> None:
+    """Refuse, before any work is done, an output file that cannot be written or is one of the inputs.
+
+    Raises:
+        InputError: naming the file.
+    """
+    out = Path(out)
+    if out.is_dir():
+        raise InputError(f"{out}: expected a file to write, found a folder")
+    if out.exists() and any(out.samefile(file.path) for file in files):
+        raise InputError(f"{out}: expected a file to write, got one of the images that are read")
+    if suffix and out.suffix.lower() != suffix:
+        raise InputError(f"{out}: expected a name that ends in {suffix}")
 
 
 def token_fingerprint(model: "ReVQ") -> str:

@@ -20,6 +20,8 @@ def find_folder(name: str | Path, what: str) -> Path | None:
         return path.resolve()
     if path.exists():
         raise InputError(f"{name}: expected {what}, found a file")
+    if len(path.parts) == 2 and Path(path.parts[0]).is_dir():  # a path with a slip in it rather than a repository
+        raise InputError(f"{name}: expected {what}, found nothing by that name in {path.parts[0]}/")
     if isinstance(name, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         return None
     raise InputError(f"{name}: expected {what} or a hub id like owner/model, found nothing by that name")
@@ -32,7 +34,10 @@ def fetch(repository: str, filename: str, revision: str | None = None) -> Path:
         InputError: if the repository or file does not exist, or the hub cannot be reached.
     """
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import logging
 
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its lines about retries; the error below says what came of them
     try:
         return Path(hf_hub_download(repository, filename, revision=revision))
     # The hub's client raises its own errors, those of its HTTP library and OSError: all mean the same to the user.
@@ -40,6 +45,8 @@ def fetch(repository: str, filename: str, revision: str | None = None) -> Path:
         raise InputError(
             f"{repository}: no such folder here, and cannot fetch {filename} of that hub id ({one_line(error)})"
         ) from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def one_line(error: Exception) -> str:

@@ -81,6 +81,7 @@ def _model(path: Path) -> list[tuple[str, str]]:
     from revq.evaluate import summarise_count
     from revq.model import ReVQ
     from revq.model_files import TOKENIZER
+    from revq.tokenizer import read_description
 
     model = ReVQ.from_pretrained(path)
     facts = [("ReVQ model", str(path)), *shape_facts(model.config)]
@@ -91,9 +92,9 @@ def _model(path: Path) -> list[tuple[str, str]]:
             ("utilisation", f"{use.utilisation:.2%} in the last training epoch, perplexity {use.perplexity:.1f}")
         )
     if (path / TOKENIZER).is_file():
-        about = json.loads((path / TOKENIZER).read_text())
-        facts.append(("VAE", f"{about['vae']}, weights {about['vae_fingerprint'][:12]}"))
-        facts.append(("image size", f"{about['image_size']} px"))
+        vae, fingerprint, image_size = read_description(path / TOKENIZER)
+        facts.append(("VAE", f"{vae}, weights {fingerprint[:12]}"))
+        facts.append(("image size", f"{image_size} px"))
     return facts
 
 

@@ -73,7 +73,7 @@ class LatentWriter:
         InputError: if ``folder`` holds something already, or ``<folder>.partial`` is not a writer's.
     """
 
-    def __init__(self, folder: str | Path, plan: StorePlan, *, shard_bytes: int = 64 << 20) -> None:
+    def __init__(self, folder: str | Path, plan: StorePlan, *, shard_bytes: int = 8 << 20) -> None:
         self.folder, self.plan = Path(folder), plan
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise InputError(f"{self.folder}: expected a new or empty folder to write latents into, it exists already")

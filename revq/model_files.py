@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from revq.model import ReVQ
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+MODEL_FILES = frozenset({CONFIG, WEIGHTS, TOKENIZER})
+"""What a model folder, of a `ReVQ` or of a `Tokenizer`, may hold."""
 
 
 def model_folder(folder: str | Path) -> AbstractContextManager[Path]:
     """An `atomic_folder` that may replace an older model folder, of a `ReVQ` or of a `Tokenizer`, and nothing else."""
-    return atomic_folder(folder, frozenset({CONFIG, WEIGHTS, TOKENIZER}))
+    return atomic_folder(folder, MODEL_FILES)
 
 
 def write_model(model: "ReVQ", folder: Path) -> None:
@@ -34,6 +36,7 @@ def write_model(model: "ReVQ", folder: Path) -> None:
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)  # safetensors writes files for the owner alone
 
 
 def model_file(folder_or_hub_id: str | Path, filename: str, revision: str | None = None) -> Path:

@@ -22,19 +22,19 @@ _LATENT = (32, 8, 8)  # of DC-AE f32c32 at 256 pixels, and of the embedded VAE a
 def paper_512t() -> RunConfig:
     """ReVQ-512T: 512 tokens of 4 numbers, K = 16,384; rFID 0.82 in the paper's Table 1, 22 hours on one RTX 4090."""
     model = ModelConfig(_LATENT, num_tokens=512, num_codes=16384, rectifier=RectifierConfig(width=512, layers=3))
-    return RunConfig("paper_512t", model, TrainConfig(epochs=100, batch_size=256))
+    return RunConfig("paper_512t", model, TrainConfig(epochs=100, batch_size=256, checkpoint_every=1000))
 
 
 def paper_256t() -> RunConfig:
     """ReVQ-256T: 256 tokens of 8 numbers, K = 65,536; rFID 2.56 in the paper's Table 1."""
     model = ModelConfig(_LATENT, num_tokens=256, num_codes=65536, rectifier=RectifierConfig(width=1024, layers=4))
-    return RunConfig("paper_256t", model, TrainConfig(epochs=100, batch_size=256))
+    return RunConfig("paper_256t", model, TrainConfig(epochs=100, batch_size=256, checkpoint_every=1000))
 
 
 def paper_256t_large() -> RunConfig:
     """ReVQ-256T with K = 262,144; rFID 1.92 in the paper's Table 1.  The codebook alone is 2 GiB, with Adam 6 GiB."""
     model = ModelConfig(_LATENT, num_tokens=256, num_codes=262144, rectifier=RectifierConfig(width=512, layers=4))
-    return RunConfig("paper_256t_large", model, TrainConfig(epochs=100, batch_size=128))
+    return RunConfig("paper_256t_large", model, TrainConfig(epochs=100, batch_size=128, checkpoint_every=1000))
 
 
 def demo() -> RunConfig:

@@ -58,7 +58,7 @@ class Tokenizer:
             InputError: if files are missing or damaged, or the VAE has other weights than the one that was saved.
         """
         path = model_file(folder_or_hub_id, TOKENIZER, revision)
-        name, fingerprint, image_size = _read_description(path)
+        name, fingerprint, image_size = read_description(path)
         if vae is None:
             vae = name
         if not isinstance(vae, FrozenVAE):
@@ -119,7 +119,12 @@ class Tokenizer:
         return images
 
 
-def _read_description(path: Path) -> tuple[str, str, int]:
+def read_description(path: Path) -> tuple[str, str, int]:
+    """The VAE's name and fingerprint, and the image size, of a tokenizer.json.
+
+    Raises:
+        InputError: if the file is damaged.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         return str(values["vae"]), str(values["vae_fingerprint"]), int(values["image_size"])

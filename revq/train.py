@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 import torch
 
+from revq.atomic_folder import check_replaceable
 from revq.checkpoint import load_checkpoint, save_checkpoint
 from revq.config import RunConfig, to_dict
 from revq.errors import InputError
 from revq.evaluate import CodeUse, LatentErrors, latent_errors, summarise_count
 from revq.latents import LatentStore
 from revq.model import ReVQ
-from revq.model_files import TOKENIZER, model_folder, write_model
+from revq.model_files import MODEL_FILES, TOKENIZER, model_folder, write_model
 from revq.normalize import LatentStatistics
 from revq.progress import progress_bar
 from revq.seeds import derived_seed, generator
@@ -68,7 +69,7 @@ def train(
             that are not finite; if ``out`` holds another run; if training diverges.
     """
     options, out, device = config.train, Path(out), torch.device(device)
-    _check(config, store, validation, log_every)
+    _check(config, store, out, validation, log_every)
     batch_size = min(options.batch_size, len(store))
     steps_per_epoch = len(store) // batch_size
 
@@ -186,9 +187,12 @@ def train(
     return TrainResult(model, step, last, errors)
 
 
-def _check(config: RunConfig, store: LatentStore, validation: LatentStore | None, log_every: int) -> None:
+def _check(config: RunConfig, store: LatentStore, out: Path, validation: LatentStore | None, log_every: int) -> None:
     """The inputs of `train` that can be judged before anything is done."""
     model = config.model
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: expected a folder to write the run to, found a file")
+    check_replaceable(out / "model", MODEL_FILES)
     for name, latents in (("store", store), ("validation", validation)):
         if latents is not None and tuple(latents.shape) != model.latent_shape:
             raise InputError(f"{name}: expected latents {model.latent_shape} as latent_shape says, got {latents.shape}")

@@ -125,6 +125,8 @@ def load_vae(name: str | Path = "embedded", *, device: str | torch.device = "cpu
         config_file, source = folder / "config.json", str(folder)
         label = "embedded" if name == "embedded" else str(folder)
     vae_class = _vae_class(config_file, label)
+    if folder is not None and not any(folder.glob("diffusion_pytorch_model*")):
+        raise InputError(f"{label}: expected the VAE's weights, diffusion_pytorch_model.safetensors, which are missing")
     return FrozenVAE(_load(vae_class, source, label).to(device), label)
 
 
