@@ -79,6 +79,12 @@ def test_runs_native_without_a_compiler_and_outside_the_checkout(wheel, tmp_path
     assert str(site) in result.stdout and "native: CPU tensors" in result.stdout
 
 
+def test_the_package_imports_outside_the_checkout(tmp_path):
+    program = "import revq, revq.config; print(revq.__version__)"
+    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert result.stdout.strip() == "0.1.0", result.stderr
+
+
 def test_setup_without_torch_stops_with_the_command_to_use():
     program = "import sys; sys.modules['torch'] = None; exec(open('setup.py').read())"
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)

@@ -164,7 +164,10 @@ def bad_inputs(made, tmp):
     full.mkdir()
     (full / "mine").write_text("mine")
     encode, train = ["encode", "--out", out, "--image-size", IMAGE_SIZE], ["train", *SMALL]
-    tokenize, reconstruct = ["tokenize", "--out", out], ["reconstruct", "--out", out]
+    photo = sorted(path for path in photos.rglob("*") if path.is_file())[0]
+    shutil.copytree(model, tmp / "no_description")
+    (tmp / "no_description" / "tokenizer.json").write_text("{}")
+    tokenize, reconstruct = ["tokenize", "--out", out], ["reconstruct", "--out", tmp / "OUT.png"]
     detokenize = ["detokenize", "--model", model]
     return {
         "encode: missing folder": ([*encode, "--images", tmp / "nowhere"], "nowhere"),
@@ -216,6 +219,22 @@ def bad_inputs(made, tmp):
             [*reconstruct, "--model", model, "--images", photos, "--vae", tmp / "no_vae"],
             "no_vae",
         ),
+        "reconstruct: not a PNG": (["reconstruct", "--out", out, "--model", model, "--images", photos], "ends in .png"),
+        "tokenize: batch size": ([*tokenize, "--model", model, "--images", photos, "--batch-size", -1], "batch_size"),
+        "tokenize: over an input": (
+            ["tokenize", "--model", model, "--images", photo, "--out", photo],
+            "one of the images that are read",
+        ),
+        "tokenize: onto a folder": (
+            ["tokenize", "--model", model, "--images", photos, "--out", full],
+            "found a folder",
+        ),
+        "train: onto a file": ([*train, "--latents", latents, "--out", tmp / "text.png"], "found a file"),
+        "encode: a slip in a path": ([*encode, "--images", photos, "--vae", "revq/slip"], "in revq/"),
+        "detokenize: batch size": (
+            [*detokenize, "--tokens", made / "tokens", "--out", out, "--batch-size", 0],
+            "batch_size",
+        ),
         "detokenize: missing tokens": ([*detokenize, "--tokens", tmp / "nowhere", "--out", out], "nowhere"),
         "detokenize: damaged tokens": (
             [*detokenize, "--tokens", damaged(made / "tokens", tmp / "bad_t"), "--out", out],
@@ -229,6 +248,7 @@ def bad_inputs(made, tmp):
         "info: nothing known": (["info", full], "full"),
         "info: not a token file": (["info", tmp / "text.png"], "text.png"),
         "info: damaged model": (["info", tmp / "bad_model"], "bad_model"),
+        "info: damaged tokenizer": (["info", tmp / "no_description"], "tokenizer.json"),
         "info: damaged store": (["info", tmp / "bad_store"], "bad_store"),
         "info: damaged run": (["info", tmp / "bad_run"], "checkpoint.pt"),
     }
@@ -302,7 +322,7 @@ def test_control_c_tells_how_to_go_on(made, tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "the same command goes on where it was" in errors and "Traceback" not in errors
+    assert "the same command goes on from its last finished shard or checkpoint" in errors and "Traceback" not in errors
     assert not (out / "model").exists()
 
 

@@ -273,7 +273,7 @@ def test_missing_folders_and_files_are_named(tmp_path):
         ("[1]", ["object", "list"]),
         ({"num_code": 3}, ["num_code"]),
         ({"num_tokens": 7}, ["num_tokens", "divisor", "7"]),
-        ({"num_codes": "many"}, ["'str'"]),
+        ({"num_codes": "many"}, ["num_codes", "'many'"]),
         ({"num_codes": 1.5}, ["does not describe a model"]),
         ({"split": "diagonal"}, ["split", "diagonal"]),
         ({"latent_shape": 5}, ["int"]),
