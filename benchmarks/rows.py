@@ -16,7 +16,9 @@ RESULTS = Path(__file__).parent / "results"
 def provenance() -> dict[str, Any]:
     """The columns that say where a number comes from."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
+    dirty = subprocess.run(
+        ["git", "status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results"], capture_output=True, text=True
+    ).stdout.strip()
     return {
         "date": datetime.date.today().isoformat(),
         "commit": (commit or "unknown") + ("+" if dirty else ""),
