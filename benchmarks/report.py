@@ -53,8 +53,8 @@ def search_table() -> str:
 def memory_table() -> str:
     """Peak memory."""
     rows = read("memory-cpu")
-    lines = [[row["provider"], row["N"], row["K"], row["d"], row["peak_above_inputs_and_outputs_mb"]] for row in rows]
-    return markdown(["", "N", "K", "d", "MB above inputs and outputs"], lines) + source(rows[0])
+    lines = [[row["provider"], row["N"], row["K"], row["d"], row["peak_above_inputs_mb"]] for row in rows]
+    return markdown(["", "N", "K", "d", "MB above its inputs"], lines) + source(rows[0])
 
 
 def reset_table() -> str:
