@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks.rows import RESULTS
 
+PICTURES = ("vae", "quantised", "rectified")
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
 
@@ -82,6 +83,20 @@ def rectifier_table() -> str:
     keys = ["rectifier", "form", "parameters", "held_out_quantised_mse", "held_out_rectified_mse"]
     lines = [[*(row[key] for key in keys), f"{row['gain_percent']} %"] for row in rows]
     header = ["rectifier", "form", "parameters", "held-out MSE, quantised", "rectified", "gain"]
+    return markdown(header, lines) + source(rows[0])
+
+
+def demo_table() -> str:
+    """The demo, one line per seed."""
+    rows = read("demo-cpu")
+    lines = []
+    for row in rows:
+        pictures = [f"{float(row[f'{name}_psnr']):.2f} / {float(row[f'{name}_ssim']):.4f}" for name in PICTURES]
+        errors = [f"{float(row[f'latent_mse_{name}']):.4f}" for name in PICTURES[1:]]
+        gain, used = (f"{100 * float(row[key]):.1f} %" for key in ("rectifier_gain", "utilisation"))
+        seconds = sum(float(value) for key, value in row.items() if key.startswith("seconds_"))
+        lines.append([row["seed"], *pictures, " -> ".join(errors), gain, used, f"{seconds:.0f}"])
+    header = ["seed", *(f"{name}, PSNR / SSIM" for name in PICTURES), "latent MSE", "gain", "utilisation", "seconds"]
     return markdown(header, lines) + source(rows[0])
 
 
