@@ -1,5 +1,7 @@
 """A folder of images -> a store of latents, once per data set (paper, Appendix F.1)."""
 
+import hashlib
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,6 +69,7 @@ def encode_folder(
         crops=crops,
         seed=seed,
         dtype=dtype,
+        inputs=_inputs(paths, min_scale, batch_size),
     )
     if is_latent_store(out) and (finished := LatentStore(out)).plan == plan:
         return finished
@@ -89,6 +92,12 @@ def encode_folder(
     except InputError:
         writer.abandon()
         raise
+
+
+def _inputs(paths: Sequence[Path], min_scale: float, batch_size: int) -> str:
+    """Tells other files of the same names apart without reading them all; a missing one is told when it is read."""
+    sizes = [path.stat().st_size if path.is_file() else -1 for path in paths]
+    return hashlib.sha256(json.dumps([min_scale, batch_size, sizes]).encode()).hexdigest()
 
 
 class _CropReader:

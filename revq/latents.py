@@ -23,7 +23,7 @@ from revq.errors import InputError
 
 FORMAT = "revq-latents-1"
 _DTYPES = {"float32": ("F32", torch.float32), "float16": ("F16", torch.float16), "bfloat16": ("BF16", torch.bfloat16)}
-_PLAN_FIELDS = ("vae", "vae_fingerprint", "latent_shape", "image_size", "sources", "crops", "seed", "dtype")
+_PLAN_FIELDS = ("vae", "vae_fingerprint", "latent_shape", "image_size", "sources", "crops", "seed", "dtype", "inputs")
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class StorePlan:
     """Random crops per image; 0 means one centre crop."""
     seed: int = 0
     dtype: str = "float32"
+    inputs: str = ""
+    """sha256 over what else the latents follow from: the sizes of the image files and the encoder's options."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "latent_shape", tuple(self.latent_shape))

@@ -89,3 +89,19 @@ def test_bad_images_leave_nothing(tmp_path, vae, photos):
     with pytest.raises(InputError, match="crops"):
         encode(photos, vae, tmp_path / "s", crops=-1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "empty"]
+
+
+def test_a_finished_store_is_returned_for_the_same_command_only(tmp_path, vae, photos):
+    store = encode(photos, vae, tmp_path / "s", crops=2)
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "s").iterdir()}
+    again = encode(photos, vae, tmp_path / "s", crops=2)
+    assert again.fingerprint == store.fingerprint
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "s").iterdir()} == files, "nothing was written"
+    save_photos(tmp_path / "others", 7)
+    changed = sorted((tmp_path / "others").rglob("*.png"))[0]
+    center_crop(load_image(changed), IMAGE_SIZE // 2).save(changed)  # the same names, another picture
+    for options in ({"crops": 2, "min_scale": 0.9}, {"crops": 2, "seed": 1}, {"crops": 3}):
+        with pytest.raises(InputError, match="expected a new or empty folder"):
+            encode(photos, vae, tmp_path / "s", **options)
+    with pytest.raises(InputError, match="expected a new or empty folder"):
+        encode(tmp_path / "others", vae, tmp_path / "s", crops=2)
