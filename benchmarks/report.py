@@ -108,6 +108,7 @@ def main() -> None:
         "memory": memory_table(),
         "reset": reset_table(),
         "rectifier": rectifier_table(),
+        "demo": demo_table(),
     }
     for name, table in tables.items():
         text = re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", rf"\1{table}\n\2", text, flags=re.S)
