@@ -23,6 +23,7 @@ demo: $(READY)
 
 test: $(READY)
 	$(PY) -m pytest
+	TRITON_INTERPRET=1 $(PY) -m pytest tests/kernels -k triton
 
 check: $(READY)
 	$(PY) -m ruff check .

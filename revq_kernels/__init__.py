@@ -9,6 +9,7 @@ from revq_kernels.layout import merge_tokens, split_tokens
 from revq_kernels.native import NativeUnavailableError
 from revq_kernels.nn import FastChannelVQ, QuantizerOutput
 from revq_kernels.reset import reset_codes_
+from revq_kernels.triton import TritonUnavailableError
 
 __all__ = [
     "Choice",
@@ -16,6 +17,7 @@ __all__ = [
     "NativeUnavailableError",
     "Quantized",
     "QuantizerOutput",
+    "TritonUnavailableError",
     "count_codes_",
     "explain",
     "merge_tokens",

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from revq_kernels import native
+from revq_kernels import native, triton
 from revq_kernels.validation import check_implementation, check_search
 
 
@@ -28,10 +28,14 @@ def variant(impl: str, tensor: Tensor) -> str:
     Raises:
         ValueError: for an unknown name, or a device that the implementation does not serve.
         NativeUnavailableError: for "native" without its library.
+        TritonUnavailableError: for "triton" without Triton, or for CPU tensors without its interpreter.
     """
     check_implementation(impl)
     if impl == "reference":
         return "reference"
+    if impl == "triton":
+        triton.require(tensor.device.type)
+        return "triton"
     if impl == "native":
         if tensor.device.type != "cpu":
             raise ValueError(f"impl: 'native' runs CPU tensors, got a tensor on {tensor.device}")
@@ -48,11 +52,17 @@ def explain(x: Tensor, codebook: Tensor, *, impl: str = "auto") -> Choice:
         impl: as for `nearest_code`.
 
     Raises:
-        ValueError, TypeError, NativeUnavailableError: as the call itself would.
+        ValueError, TypeError, NativeUnavailableError, TritonUnavailableError: as the call itself would.
     """
     check_search(x, codebook)
-    if variant(impl, x) == "reference":
+    chosen = variant(impl, x)
+    if chosen == "reference":
         return Choice("reference", "asked for by name; plain torch")
+    if chosen == "triton" or x.device.type == "cuda":
+        failure = triton.unavailable(x.device.type)
+        if failure is None:
+            return Choice("triton", triton.kernels().explain(x, codebook))
+        return Choice("reference", f"Triton's kernels cannot run: {failure}; plain torch")
     if x.device.type != "cpu":
         return Choice("reference", f"no kernels for device type {x.device.type!r}; plain torch")
     failure = native.load()

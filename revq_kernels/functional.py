@@ -27,7 +27,8 @@ def nearest_code(x: Tensor, codebook: Tensor, *, impl: str = "auto") -> Tensor:
     Args:
         x: ``[..., G, d]``, float32, bfloat16 or float16 (converted exactly), any strides.
         codebook: ``[G, K, d]``, one of the same dtypes, any strides.
-        impl: "auto" (the device's own kernels, else the reference), "native" (C++ on the CPU) or "reference".
+        impl: "auto" (the device's own kernels, else the reference), "native" (C++ on the CPU), "triton" (on a GPU, or
+            interpreted on the CPU under TRITON_INTERPRET=1) or "reference".
 
     Returns:
         int64 ``[..., G]``, each in [0, K).
@@ -35,24 +36,27 @@ def nearest_code(x: Tensor, codebook: Tensor, *, impl: str = "auto") -> Tensor:
     Raises:
         ValueError: for shapes or devices that do not fit, K = 0, or an unknown ``impl``.
         TypeError: for another dtype, or something that is no tensor.
-        NativeUnavailableError: for ``impl="native"`` without the compiled library.
+        NativeUnavailableError, TritonUnavailableError: for an implementation that is asked for and cannot run.
     """
     check_search(x, codebook)
     return ops.overload("nearest_code", variant(impl, x))(x.detach(), codebook.detach())
 
 
-def quantize(x: Tensor, codebook: Tensor, *, count: Tensor | None = None, impl: str = "auto") -> Quantized:
+def quantize(
+    x: Tensor, codebook: Tensor, *, count: Tensor | None = None, impl: str = "auto", deterministic: bool = True
+) -> Quantized:
     """Replace each query by its nearest code; count the choices in the same call.
 
-    ``quantized`` carries a gradient to the codebook (the segment sum of the queries' gradients, in query order on the
-    CPU and hence deterministic) and none to x: an argmin has no slope.  `FastChannelVQ` adds the straight-through
-    estimator.
+    ``quantized`` carries a gradient to the codebook (the segment sum of the queries' gradients) and none to x: an argmin
+    has no slope.  `FastChannelVQ` adds the straight-through estimator.
 
     Args:
         x: ``[..., G, d]`` as for `nearest_code`.
         codebook: ``[G, K, d]``.
         count: contiguous int64 ``[G, K]`` to which the number of times each code was chosen is added in place, or None.
         impl: as for `nearest_code`.
+        deterministic: add the codebook's gradient up in one order, so that equal inputs give equal bits.  False lets
+            Triton's kernels add atomically, which is faster; the other implementations have one order only.
 
     Returns:
         ``quantized`` ``[..., G, d]`` in x's dtype and ``indices`` int64 ``[..., G]``.
@@ -68,6 +72,8 @@ def quantize(x: Tensor, codebook: Tensor, *, count: Tensor | None = None, impl: 
     if count is not None:
         _mark_changed(count)
     if codebook.requires_grad and torch.is_grad_enabled():
+        if not deterministic and (chosen == "triton" or x.device.type == "cuda"):
+            chosen = "atomic"
         quantized = CodebookGradient.apply(codebook, quantized, indices, chosen)
     return Quantized(quantized, indices)
 

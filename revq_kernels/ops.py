@@ -1,12 +1,13 @@
 """Operator contracts: every schema, every fake, and how a device's own kernels are found.
 
-Each operator has two overloads.  The default one, ``revq::nearest_code``, runs the kernels of its tensors' device: C++
-on the CPU, else the reference.  ``revq::nearest_code.reference`` runs the specification on any device.  Both stop a
+Each operator has three overloads.  The default one, ``revq::nearest_code``, runs the kernels of its tensors' device: C++
+on the CPU, Triton on a GPU, else the reference.  ``revq::nearest_code.triton`` runs the Triton kernels, on CPU tensors
+too where Triton's interpreter is on, and ``revq::nearest_code.reference`` the specification on any device.  All stop a
 compiler from looking inside, so that nothing fuses the arithmetic of the contract.  Autograd is outside
 (``autograd.py``): the operators take and return plain tensors.
 
-Compiled libraries only implement what stands here (``csrc/cpu/register.cpp``); they are loaded by the first call that
-can use them, so importing this module runs nothing.
+Kernels only implement what stands here (``csrc/cpu/register.cpp``, ``triton/operators.py``); they are loaded by the first
+call that can use them, so importing this module runs nothing.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from revq_kernels import native, reference
+from revq_kernels import native, reference, triton
 from revq_kernels.validation import check_count, check_gradient, check_index_range, check_indices, check_search
 
 SCHEMAS = {
@@ -25,11 +26,13 @@ SCHEMAS = {
     "codebook_grad": "(Tensor grad, Tensor indices, SymInt num_codes) -> Tensor",
 }
 
+VARIANTS = ("default", "triton", "reference")
+
 _library = torch.library.Library("revq", "DEF")
 
 
 def overload(name: str, variant: str) -> Callable[..., Any]:
-    """The operator ``revq::<name>``: ``variant`` is "default" (the device's kernels) or "reference"."""
+    """The operator ``revq::<name>`` in one of VARIANTS; ``codebook_grad`` has an "atomic" one as well."""
     return getattr(getattr(torch.ops.revq, name), variant)
 
 
@@ -75,12 +78,31 @@ def _checked(name: str, specification: Callable[..., Any]) -> Callable[..., Any]
 
 
 def _without_own_kernel(name: str, specification: Callable[..., Any]) -> Callable[..., Any]:
-    """What the default overload runs while nothing is registered for a device: load its kernels, else the reference."""
+    """What the default overload runs while nothing is registered for a device: find its kernels, else the reference."""
 
     def run(*arguments: Any) -> Any:
-        if arguments[0].device.type == "cpu" and not native.is_loaded() and native.load() is None:
-            return overload(name, "default")(*arguments)
+        device_type = arguments[0].device.type
+        if device_type == "cpu":
+            if not native.is_loaded() and native.load() is None:
+                return overload(name, "default")(*arguments)
+        elif triton.unavailable(device_type) is None:
+            return overload(name, "triton")(*arguments)
         return specification(*arguments)
+
+    return run
+
+
+def _triton(name: str) -> Callable[..., Any]:
+    """The Triton kernels behind the checks."""
+
+    def run(*arguments: Any) -> Any:
+        triton.require(arguments[0].device.type)
+        _check(name.removesuffix("_atomic"), arguments)
+        kernel = getattr(triton.kernels(), name)
+        if arguments[0].device.type != "cpu":
+            return kernel(*arguments)
+        with reference.denormals_kept():  # the interpreter computes in the calling thread
+            return kernel(*arguments)
 
     return run
 
@@ -94,7 +116,10 @@ def _define() -> None:
     }
     for name, schema in SCHEMAS.items():
         specification = _checked(name, getattr(reference, name))
-        for suffix, kernel in (("", _without_own_kernel(name, specification)), (".reference", specification)):
+        kernels = {"": _without_own_kernel(name, specification), ".triton": _triton(name), ".reference": specification}
+        if name == "codebook_grad":
+            kernels[".atomic"] = _triton("codebook_grad_atomic")
+        for suffix, kernel in kernels.items():
             _library.define(f"{name}{suffix}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
             _library.impl(f"{name}{suffix}", kernel, "CompositeExplicitAutograd")
             torch.library.register_fake(f"revq::{name}{suffix}", fakes[name], lib=_library)

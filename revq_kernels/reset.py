@@ -49,15 +49,14 @@ def reset_codes_(
     limit = int(max_fraction * num_codes)
     dead = (count == 0).sum(dim=1, keepdim=True).clamp(max=limit)  # [G, 1], the r of Eq. 2
     position = torch.arange(num_codes, device=count.device).expand(num_groups, num_codes)
-    target = order if pairing == "paper" else order.gather(1, (dead - 1 - position).clamp(min=0))
+    target = order
+    if pairing == "release":
+        target = torch.where(position < dead, order.gather(1, (dead - 1 - position).clamp(min=0)), order)
     source = order.flip(1)
     paired = (position < dead) & (count.gather(1, source) > 0)
-
-    partner = torch.full_like(count, -1)
-    group, place = paired.nonzero(as_tuple=True)
-    partner[group, target[group, place]] = source[group, place]
+    partner = torch.full_like(count, -1).scatter_(1, target, torch.where(paired, source, -1))
     moved = partner >= 0
-    group, code = moved.nonzero(as_tuple=True)
+    group, code = moved.nonzero(as_tuple=True)  # on a device, the one time that the host waits for it
     rows = codebook[group, partner[group, code]].float()  # [moved, d]
     if noise > 0:
         rows += noise * torch.randn(rows.shape, generator=generator, device=codebook.device)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_CODES = 2**31 - 1
-IMPLEMENTATIONS = ("auto", "native", "reference")
+IMPLEMENTATIONS = ("auto", "native", "triton", "reference")
 
 
 def check_search(x: Tensor, codebook: Tensor) -> None:

@@ -1,0 +1,66 @@
+"""Where a query's row lies, for tensors of any strides: no contiguous copy of the queries is made."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+PER_PROGRAM = 1024
+"""Entries that one program of an elementwise kernel takes."""
+
+
+class GroupedRows(NamedTuple):
+    """A tensor ``[..., G, d]`` seen as ``[outer, inner, G, d]``: row n is (n // inner, n mod inner)."""
+
+    tensor: Tensor
+
+    @property
+    def count(self) -> int:
+        """N, rows of one group."""
+        return self.tensor.shape[0] * self.tensor.shape[1]
+
+    def arguments(self) -> tuple[Any, ...]:
+        """What a kernel takes: the tensor, the inner size and the four strides, in elements."""
+        return self.tensor, self.tensor.shape[1], *self.tensor.stride()
+
+    def rounds(self, rows: int) -> Iterator[tuple[int, "GroupedRows"]]:
+        """Pieces of at most ``rows`` rows in order, each with the number of its first row."""
+        outer, inner = self.tensor.shape[:2]
+        if inner <= rows:
+            for first in range(0, outer, rows // inner):
+                yield first * inner, GroupedRows(self.tensor[first : first + rows // inner])
+        else:
+            for o in range(outer):
+                for first in range(0, inner, rows):
+                    yield o * inner + first, GroupedRows(self.tensor[o : o + 1, first : first + rows])
+
+
+def grouped_rows(x: Tensor) -> GroupedRows:
+    """View x ``[..., G, d]``, not empty, as rows; only leading dimensions that do not fold into two are copied."""
+    folded: list[tuple[int, int]] = []  # (size, stride), outermost first
+    for size, stride in zip(x.shape[:-2], x.stride()[:-2], strict=True):
+        if size == 1:
+            continue
+        if folded and folded[-1][1] == size * stride:
+            folded[-1] = (folded[-1][0] * size, stride)
+        else:
+            folded.append((size, stride))
+    if len(folded) > 2:
+        return grouped_rows(x.contiguous())
+    (outer, outer_stride), (inner, inner_stride) = [(1, 0), (1, 0), *folded][-2:]
+    sizes, strides = (outer, inner, *x.shape[-2:]), (outer_stride, inner_stride, *x.stride()[-2:])
+    return GroupedRows(x.as_strided(sizes, strides))
+
+
+def padded(size: int) -> int:
+    """The power of two that holds ``size``: what a Triton block needs."""
+    return 1 << max(0, size - 1).bit_length()
+
+
+@triton.jit
+def query_rows(x_ptr, n, group, inner, x_outer, x_inner, x_group):
+    """Pointers to the rows of queries ``n`` of ``group``; all products are 64-bit."""
+    n = n.to(tl.int64)
+    return x_ptr + (n // inner) * x_outer + (n % inner) * x_inner + group.to(tl.int64) * x_group

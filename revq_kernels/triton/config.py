@@ -1,0 +1,175 @@
+"""How the search is launched, as data: block sizes by form, and a plan for one problem on one device.
+
+The defaults follow from registers and shared memory (docs/kernels.md has the counts).  A card that was measured can
+have a file of its own, ``configs/<card>.json``, which `revq_kernels.triton.tune` writes.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+WORKSPACE = 64 * 2**20
+"""Bytes that the state and the candidates of the queries in flight may take; more queries go in several rounds."""
+
+MAX_FIRST_PASS_D = 512
+MIN_TENSOR_CORE_D = 4
+MAX_STEPS = 256
+"""Steps of one program: their number stands in the low 8 bits of a lane's key."""
+
+FORMS = ("tensor_core", "fma", "direct")
+MEASURED = Path(__file__).with_name("configs")
+
+
+class Target(NamedTuple):
+    """What a plan depends on."""
+
+    arch: str
+    """"sm_90", "gfx942", or "interpreter"."""
+    multiprocessors: int
+    card: str
+
+
+@dataclass(frozen=True)
+class DirectConfig:
+    """Block sizes of the direct form, dense and as a fallback."""
+
+    block_queries: int = 16
+    block_codes: int = 128
+    num_warps: int = 4
+    register_dims: int = 16
+    """Above this code dimension the queries' numbers are read again for every tile of codes."""
+    dim_step: int = 4
+    fallback_queries: int = 4
+    fallback_codes: int = 256
+    fallback_warps: int = 4
+    flag_block: int = 256
+
+
+@dataclass(frozen=True)
+class FirstPassConfig:
+    """Block sizes of a first pass; `lanes` views a tile's columns as [A, B, C, E] (see lanes.py)."""
+
+    form: str
+    block_queries: int
+    block_codes: int
+    lanes: tuple[int, int, int, int]
+    cell_tiles: int
+    num_warps: int
+    parts: int = 1
+
+    @property
+    def codes_per_step(self) -> int:
+        """Codes between two updates of the lanes."""
+        return self.block_codes * self.cell_tiles
+
+
+class Plan(NamedTuple):
+    """What runs for one problem; `first_pass` is None for the direct form."""
+
+    first_pass: FirstPassConfig | None
+    direct: DirectConfig
+    splits: int
+    """Programs that share the codes of one block of queries."""
+    codes_per_split: int
+    fallback_splits: int
+    slots: int
+    """Candidate cells that a query can list."""
+    rows_per_round: int
+    reason: str
+
+    @property
+    def form(self) -> str:
+        """One of FORMS."""
+        return "direct" if self.first_pass is None else self.first_pass.form
+
+
+@lru_cache
+def target_of(device: torch.device) -> Target:
+    """The device's facts; CPU tensors are interpreted."""
+    if device.type == "cpu":
+        return Target("interpreter", 1, "interpreter")
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return Target(properties.gcnArchName.partition(":")[0], properties.multi_processor_count, properties.name)
+    return Target(f"sm_{properties.major}{properties.minor}", properties.multi_processor_count, properties.name)
+
+
+@lru_cache
+def measured(card: str) -> dict[str, Any]:
+    """The configurations measured on this card, by form and code dimension; empty where there is no file."""
+    path = MEASURED / f"{re.sub('[^a-z0-9]+', '-', card.lower()).strip('-')}.json"
+    return json.loads(path.read_text())["configs"] if path.is_file() else {}
+
+
+def default_first_pass(form: str, d: int, arch: str) -> FirstPassConfig:
+    """The analytic default: the largest tile whose accumulators and lanes fit the registers without a spill."""
+    if form == "tensor_core":
+        return FirstPassConfig(form, 64, 64, (8, 1, 4, 2), 8, 4)
+    return FirstPassConfig(form, 128, 16, (1, 1, 16, 1), 16, 4)
+
+
+def choose_form(queries: int, num_codes: int, d: int, arch: str) -> tuple[str, str]:
+    """(form, why) for ``queries`` queries in all groups together."""
+    if d > MAX_FIRST_PASS_D:
+        return "direct", f"d={d} is above {MAX_FIRST_PASS_D}"
+    if num_codes < 512 or queries * num_codes < 2**22:
+        return "direct", "too few codes for a first pass to pay"
+    if not arch.startswith("sm_"):
+        return "fma", f"tensor cores of {arch} are not covered by the bound"
+    if int(arch.removeprefix("sm_")) < 80:
+        return "fma", f"{arch} is older than sm_80"
+    if d < MIN_TENSOR_CORE_D:
+        return "fma", f"d={d} is below {MIN_TENSOR_CORE_D}, where tensor cores have nothing to gain"
+    return "tensor_core", f"{arch}, d={d}"
+
+
+def make_plan(rows: int, num_groups: int, num_codes: int, d: int, target: Target, form: str | None = None,
+              first_pass: FirstPassConfig | None = None) -> Plan:  # fmt: skip
+    """The plan for x ``[rows, G, d]`` and codebook ``[G, K, d]``; ``form`` or ``first_pass`` overrules the choice."""
+    reason = "asked for by name"
+    if first_pass is not None:
+        form = first_pass.form
+    elif form is None:
+        form, reason = choose_form(rows * num_groups, num_codes, d, target.arch)
+    direct = DirectConfig()
+    if form == "direct":
+        splits, per_split = _split(rows, num_groups, num_codes, direct.block_queries, direct.block_codes, target, 8)
+        return Plan(None, direct, splits, per_split, 1, 1, _rows_per_round(num_groups, 1), reason)
+    first_pass = first_pass or _measured_first_pass(form, d, target) or default_first_pass(form, d, target.arch)
+    step = first_pass.codes_per_step
+    splits, per_split = _split(rows, num_groups, num_codes, first_pass.block_queries, step, target, 1)
+    if per_split > step * MAX_STEPS:
+        per_split = step * MAX_STEPS
+        splits = -(-num_codes // per_split)
+    fallback_splits, _ = _split(rows, num_groups, num_codes, direct.flag_block, direct.fallback_codes, target, 4)
+    slots = -(-(2 * splits + 6) // 8) * 8
+    return Plan(
+        first_pass, direct, splits, per_split, fallback_splits, slots, _rows_per_round(num_groups, slots), reason
+    )  # fmt: skip
+
+
+def _split(rows: int, num_groups: int, num_codes: int, block_queries: int, step: int, target: Target, least: int
+           ) -> tuple[int, int]:  # fmt: skip
+    """(programs, codes of each) that share one block of queries, so that every multiprocessor has four in turn.
+
+    A program gets a multiple of ``step`` codes, and at least ``least`` steps.
+    """
+    programs = num_groups * -(-rows // block_queries)
+    wanted = -(-4 * target.multiprocessors // programs)
+    steps = max(least, -(-num_codes // (step * wanted)))
+    return -(-num_codes // (steps * step)), steps * step
+
+
+def _rows_per_round(num_groups: int, slots: int) -> int:
+    bytes_per_query = 20 + 8 * slots
+    return max(256, WORKSPACE // (bytes_per_query * num_groups) // 256 * 256)
+
+
+def _measured_first_pass(form: str, d: int, target: Target) -> FirstPassConfig | None:
+    found = measured(target.card).get(form, {}).get(str(d))
+    return None if found is None else FirstPassConfig(**{**found, "form": form, "lanes": tuple(found["lanes"])})

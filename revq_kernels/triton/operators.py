@@ -1,0 +1,40 @@
+"""The operators of ``ops.py`` in Triton: arguments are checked already."""
+
+import torch
+from torch import Tensor
+
+from revq_kernels.triton.accumulate import codebook_grad, codebook_grad_atomic, count_codes_
+from revq_kernels.triton.config import Plan, make_plan, target_of
+from revq_kernels.triton.search import search
+
+__all__ = ["codebook_grad", "codebook_grad_atomic", "count_codes_", "explain", "nearest_code", "quantize"]
+
+
+def nearest_code(x: Tensor, codebook: Tensor) -> Tensor:
+    """x ``[..., G, d]``, codebook ``[G, K, d]`` -> indices int64 ``[..., G]``."""
+    indices = torch.empty(x.shape[:-1], dtype=torch.int64, device=x.device)
+    if x.numel():
+        search(x, codebook, indices.view(-1, x.shape[-2]), None, None, plan_for(x, codebook))
+    return indices
+
+
+def quantize(x: Tensor, codebook: Tensor, count: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The search, the gather and the count: (quantized ``[..., G, d]`` in x's dtype, indices ``[..., G]``)."""
+    indices = torch.empty(x.shape[:-1], dtype=torch.int64, device=x.device)
+    quantized = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if x.numel():
+        rows = (-1, *x.shape[-2:])
+        search(x, codebook, indices.view(rows[:2]), quantized.view(rows), count, plan_for(x, codebook))
+    return quantized, indices
+
+
+def plan_for(x: Tensor, codebook: Tensor) -> Plan:
+    """What `nearest_code` and `quantize` run for these arguments."""
+    num_groups, num_codes, d = codebook.shape
+    return make_plan(x.shape[:-2].numel(), num_groups, num_codes, d, target_of(x.device))
+
+
+def explain(x: Tensor, codebook: Tensor) -> str:
+    """The plan in one line."""
+    plan = plan_for(x, codebook)
+    return f"{plan.form} form on {target_of(x.device).card} ({plan.reason}); {plan.splits} splits of the codes"

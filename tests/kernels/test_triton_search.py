@@ -1,0 +1,160 @@
+"""The Triton kernels under Triton's interpreter: each form on every problem, each way through them proven taken.
+
+`make test` runs this in a process of its own, since TRITON_INTERPRET=1 must stand before Triton is imported.
+"""
+
+import pytest
+import torch
+
+from revq_kernels import TritonUnavailableError, explain, nearest_code, quantize, triton
+from revq_kernels.testing import Problem, assert_same_codes, problems
+
+if not triton.interpreted():
+    pytest.skip("needs TRITON_INTERPRET=1 in a process of its own: `make test` does that", allow_module_level=True)
+
+from revq_kernels.triton import config, search
+
+PROBLEMS = [p for p in problems() if p.x.numel()]
+TARGET = config.Target("sm_90", 1, "interpreter")
+SMALL = {
+    "tensor_core": config.FirstPassConfig("tensor_core", 16, 32, (4, 1, 4, 2), 2, 4),
+    "fma": config.FirstPassConfig("fma", 16, 32, (1, 1, 32, 1), 2, 4),
+}
+
+
+def run(problem: Problem, form: str, *, splits_for: int = 1, rows_per_round: int | None = None, **changes):
+    """(indices ``[..., G]``, settled bool ``[N * G]``) by the given form."""
+    x, codebook = problem.x, problem.codebook
+    num_groups, num_codes, d = codebook.shape
+    rows = x.shape[:-2].numel()
+    target = TARGET._replace(multiprocessors=splits_for)
+    plan = config.make_plan(rows, num_groups, num_codes, d, target, form, SMALL.get(form))
+    plan = plan._replace(**changes)
+    if rows_per_round is not None:
+        plan = plan._replace(rows_per_round=rows_per_round)
+    indices = torch.full((rows, num_groups), -7)
+    states = search.search(x, codebook, indices, None, None, plan)
+    settled = torch.cat([state.settled(plan) for state in states]) if form != "direct" else None
+    return indices.view(x.shape[:-1]), settled
+
+
+@pytest.fixture(params=PROBLEMS, ids=[p.name for p in PROBLEMS])
+def problem(request) -> Problem:
+    return request.param
+
+
+@pytest.mark.parametrize("form", config.FORMS)
+def test_index_is_the_contracts(problem, form):
+    indices, _ = run(problem, form)
+    assert_same_codes(indices, problem.x, problem.codebook)
+
+
+def gaussian(n: int, g: int, k: int, d: int, seed: int = 0) -> Problem:
+    generator = torch.Generator().manual_seed(seed)
+    return Problem("", torch.randn(n, g, d, generator=generator), torch.randn(g, k, d, generator=generator))
+
+
+@pytest.mark.parametrize("form", ["tensor_core", "fma"])
+@pytest.mark.parametrize("d", [4, 8, 17, 33])
+def test_the_first_pass_settles_ordinary_queries(form, d):
+    problem = gaussian(64, 2, 900, d)
+    indices, settled = run(problem, form)
+    assert settled.float().mean() > 0.97
+    assert_same_codes(indices, problem.x, problem.codebook)
+
+
+@pytest.mark.parametrize("form", ["tensor_core", "fma"])
+def test_twins_take_no_slow_path(form):
+    """40 % of the codes have an exact twin, as an initial codebook drawn with replacement has."""
+    problem = gaussian(64, 1, 1200, 8)
+    problem.codebook[:, 600:900] = problem.codebook[:, torch.randperm(600)[:300]]
+    mixed = problem.codebook[:, torch.randperm(1200)]
+    indices, settled = run(Problem("", problem.x, mixed), form)
+    assert_same_codes(indices, problem.x, mixed)
+    assert settled.all()
+
+
+@pytest.mark.parametrize("form", ["tensor_core", "fma"])
+@pytest.mark.parametrize("offset", [100.0, 1e4])
+def test_an_offset_costs_nothing(form, offset):
+    problem = gaussian(64, 1, 700, 4)
+    problem = Problem("", problem.x + offset, problem.codebook + offset)
+    indices, settled = run(problem, form)
+    assert_same_codes(indices, problem.x, problem.codebook)
+    assert settled.float().mean() > 0.9
+
+
+@pytest.mark.parametrize("form", ["tensor_core", "fma"])
+def test_what_cannot_be_settled_is_searched_in_full(form):
+    """A NaN code, a query far outside, and a query with more candidates than it may list."""
+    problem = gaussian(40, 2, 300, 4)
+    problem.x[3, 1] = 1e9
+    problem.x[5, 0, 2] = torch.nan
+    indices, settled = run(problem, form)
+    assert_same_codes(indices, problem.x, problem.codebook)
+    lost = (~settled.view(40, 2)).nonzero().tolist()
+    assert [3, 1] in lost and [5, 0] in lost and len(lost) < 5
+
+    problem = gaussian(40, 2, 300, 4)
+    problem.codebook[1, 17, 0] = torch.nan
+    indices, settled = run(problem, form)
+    assert_same_codes(indices, problem.x, problem.codebook)
+    assert settled.view(40, 2)[:, 0].float().mean() > 0.9 and not settled.view(40, 2)[:, 1].any()
+
+    same = Problem("", problem.x, torch.ones(2, 300, 4))
+    indices, settled = run(same, form)
+    assert not settled.any()
+    assert_same_codes(indices, same.x, same.codebook)
+
+
+@pytest.mark.parametrize("form", config.FORMS)
+@pytest.mark.parametrize("d", [3, 8])
+def test_splits_of_the_codes_change_nothing(form, d):
+    problem = gaussian(20, 2, 2100, d)
+    once, _ = run(problem, form)
+    many, settled = run(problem, form, splits_for=40)
+    assert torch.equal(once, many)
+    assert_same_codes(many, problem.x, problem.codebook)
+    assert settled is None or settled.float().mean() > 0.97
+
+
+@pytest.mark.parametrize("form", config.FORMS)
+def test_rounds_over_the_queries_change_nothing(form):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 50, 2, 4, generator=generator)[:, ::2]  # two leading dimensions that do not fold into one
+    problem = Problem("", x, torch.randn(2, 90, 4, generator=generator))
+    for rows_per_round in (7, 25, 50, 1000):
+        indices, _ = run(problem, form, rows_per_round=rows_per_round)
+        assert_same_codes(indices, problem.x, problem.codebook)
+
+
+def test_three_leading_dimensions_that_do_not_fold():
+    x = torch.randn(4, 4, 4, 2, 5)[::2, ::2, ::2]
+    codebook = torch.randn(2, 30, 5)
+    assert_same_codes(nearest_code(x, codebook, impl="triton"), x, codebook)
+
+
+def test_explain_says_the_form_and_why():
+    x, codebook = torch.randn(2, 1, 4), torch.randn(1, 8, 4)
+    assert "direct form on interpreter (too few codes" in str(explain(x, codebook, impl="triton"))
+
+
+def test_auto_on_the_cpu_stays_native_or_reference():
+    assert explain(torch.randn(2, 1, 4), torch.randn(1, 8, 4)).implementation in ("native", "reference")
+
+
+def test_other_devices_are_refused():
+    x, codebook = torch.empty(2, 1, 4, device="meta"), torch.empty(1, 8, 4, device="meta")
+    with pytest.raises(TritonUnavailableError, match="they run CUDA tensors, got a tensor on meta"):
+        nearest_code(x, codebook, impl="triton")
+
+
+def test_the_atomic_gradient_is_the_segment_sum():
+    x, codebook = torch.randn(70, 2, 5), torch.randn(2, 6, 5, requires_grad=True)
+    for deterministic in (True, False):
+        codebook.grad = None
+        quantize(x, codebook, impl="triton", deterministic=deterministic).quantized.square().sum().backward()
+        expected = codebook.grad.clone()
+        codebook.grad = None
+        quantize(x, codebook, impl="reference").quantized.square().sum().backward()
+        torch.testing.assert_close(codebook.grad, expected)
