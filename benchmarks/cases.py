@@ -5,9 +5,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+BLOBS = 64
+CORRELATION = 0.7
+TWINS = 0.4
+
 
 class Case(NamedTuple):
-    """One search: N queries in each of G groups, against K codes of d numbers."""
+    """One search: N queries in each of G groups, against K codes of d numbers.
+
+    ``kind`` says how both are drawn: "gaussian" (standard normal), "clustered" (64 blobs per group, as tight as their
+    centres are far apart times 1/8), "correlated" (neighbouring numbers of a vector correlate by 0.7) or "twins" (as
+    gaussian, but 40 % of the codes have an exact copy under another number).  ``offset`` is added to everything.
+    """
 
     name: str
     N: int
@@ -15,15 +24,90 @@ class Case(NamedTuple):
     K: int
     d: int
     offset: float = 0.0
+    kind: str = "gaussian"
 
-    def tensors(self, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """Standard normal x ``[N, G, d]`` and codebook ``[G, K, d]``, both shifted by the offset."""
-        generator = torch.Generator().manual_seed(seed)
-        return (
-            torch.randn(self.N, self.G, self.d, generator=generator) + self.offset,
-            torch.randn(self.G, self.K, self.d, generator=generator) + self.offset,
-        )
+    @property
+    def pairs(self) -> int:
+        """Query-code pairs of one search."""
+        return self.N * self.G * self.K
 
+    @property
+    def bytes(self) -> int:
+        """The fewest bytes a search moves: queries and codes read once as float32, int64 indices written once."""
+        return 4 * self.d * self.G * (self.N + self.K) + 8 * self.N * self.G
+
+    def tensors(self, seed: int = 0, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
+        """x ``[N, G, d]`` and codebook ``[G, K, d]``, drawn on the device: the same for one seed and device type."""
+        generator = torch.Generator(device).manual_seed(seed)
+        draw = KINDS[self.kind]
+        x, codebook = draw(self, generator)
+        return x.transpose(0, 1).contiguous().add_(self.offset), codebook.add_(self.offset)
+
+
+def _normal(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=generator, device=generator.device)
+
+
+def _integers(generator: torch.Generator, high: int, *shape: int) -> Tensor:
+    return torch.randint(high, shape, generator=generator, device=generator.device)
+
+
+def _gaussian(case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    return _normal(generator, case.G, case.N, case.d), _normal(generator, case.G, case.K, case.d)
+
+
+def _clustered(case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    centres = 2 * _normal(generator, case.G, BLOBS, case.d)
+    group = torch.arange(case.G, device=generator.device)[:, None]
+
+    def around(count: int) -> Tensor:
+        noise = _normal(generator, case.G, count, case.d).mul_(0.25)
+        return noise.add_(centres[group, _integers(generator, BLOBS, case.G, count)])
+
+    return around(case.N), around(case.K)
+
+
+def _correlated(case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    pair = _gaussian(case, generator)
+    for values in pair:
+        for j in range(1, case.d):  # in place: AR(1) with unit variance
+            values[..., j].mul_((1 - CORRELATION**2) ** 0.5).add_(values[..., j - 1], alpha=CORRELATION)
+    return pair
+
+
+def _twins(case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    x, codebook = _gaussian(case, generator)
+    order = torch.randperm(case.K, generator=generator, device=generator.device)
+    copies = int(case.K * TWINS / 2)
+    codebook[:, order[:copies]] = codebook[:, order[copies : 2 * copies]]
+    return x, codebook
+
+
+KINDS = {"gaussian": _gaussian, "clustered": _clustered, "correlated": _correlated, "twins": _twins}
+
+PAPER = [
+    Case("512T", 256, 512, 16384, 4),
+    Case("256T", 256, 256, 65536, 8),
+    Case("256T-L", 128, 256, 262144, 8),
+]
+
+PAPER_DATA = [
+    *(case._replace(name=f"{case.name}, twins", kind="twins") for case in PAPER),
+    PAPER[0]._replace(name="512T, offset 10", offset=10.0),
+    PAPER[0]._replace(name="512T, offset 100", offset=100.0),
+    PAPER[0]._replace(name="512T, correlated", kind="correlated"),
+    PAPER[0]._replace(name="512T, clustered", kind="clustered"),
+]
+
+SINGLE = [
+    Case("single d4", 2**20, 1, 16384, 4),
+    Case("single d8", 2**20, 1, 16384, 8),
+    Case("single d8, few queries", 256, 1, 262144, 8),
+    Case("single d16", 65536, 1, 16384, 16),
+    Case("single d64", 65536, 1, 16384, 64),
+    Case("single d256", 65536, 1, 8192, 256),
+    Case("single d8, large", 2**20, 1, 262144, 8),
+]
 
 # The paper's configurations with G scaled to what a CPU finishes in a moment (the paper: 512, 256, 256).
 SEARCH = [
@@ -37,3 +121,11 @@ SEARCH = [
 ]
 
 MEMORY = [Case("memory", 65536, 1, 16384, 8)]
+
+# The shapes of the cards' cases, small enough for a dry run.
+SMALL = [
+    Case("512T, small", 16, 4, 256, 4),
+    Case("256T-L, twins, small", 8, 2, 1024, 8, kind="twins"),
+    Case("512T, offset 100, small", 16, 2, 256, 4, offset=100.0),
+    Case("single d16, small", 256, 1, 128, 16, kind="correlated"),
+]

@@ -20,10 +20,10 @@ def status(field):
 
 name, case = sys.argv[1], Case(*json.loads(sys.argv[2]))
 x, codebook = case.tensors()
-PROVIDERS[name](x[:64], codebook[:, :64])  # loads libraries and starts threads
+PROVIDERS[name].search(x[:64], codebook[:, :64])  # loads libraries and starts threads
 before = status("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-indices = PROVIDERS[name](x, codebook)
+indices = PROVIDERS[name].search(x, codebook)
 peak = status("VmHWM")
 print(json.dumps({"extra": peak - before}))
 """

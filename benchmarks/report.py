@@ -3,34 +3,12 @@
 python -m benchmarks.report
 """
 
-import csv
 import re
-from pathlib import Path
 
-from benchmarks.rows import RESULTS
+from benchmarks.gpu_report import gpu_section
+from benchmarks.tables import PAGE, markdown, read, source
 
 PICTURES = ("vae", "quantised", "rectified")
-PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
-
-
-def read(name: str) -> list[dict[str, str]]:
-    """The rows of ``results/<name>.csv``."""
-    with (RESULTS / f"{name}.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def source(row: dict[str, str]) -> str:
-    """The sentence under a table that names its origin."""
-    return (
-        f"\n\n`{row['command']}`, {row['date']}, commit {row['commit']}, {row['machine']}, {row['threads']} threads, "
-        f"torch {row['torch']}, Python {row['python']}."
-    )
 
 
 def search_table() -> str:
@@ -46,9 +24,16 @@ def search_table() -> str:
         line = [case, *(ours[key] for key in ("N", "G", "K", "d")), ours["median_ms"], ours["gpairs_per_s"]]
         for name in providers:
             if name != "revq":
-                line.append(f"{of[name]['times_revq']}x ({100 * float(of[name]['farther_share']):.2g} %)")
+                line.append(_against(of[name]))
         lines.append(line)
     return markdown(header, lines) + source(rows[0])
+
+
+def _against(row: dict[str, str]) -> str:
+    """How much slower a peer is and how often it is wrong, or why that is not known."""
+    if not row["times_revq"]:
+        return row["note"].partition(":")[0]
+    return f"{row['times_revq']}x ({100 * float(row['farther_share']):.2g} %)"
 
 
 def memory_table() -> str:
@@ -105,13 +90,19 @@ def main() -> None:
     text = PAGE.read_text()
     tables = {
         "search": search_table(),
+        "search-gpu": gpu_section(),
         "memory": memory_table(),
         "reset": reset_table(),
         "rectifier": rectifier_table(),
         "demo": demo_table(),
     }
     for name, table in tables.items():
-        text = re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", rf"\1{table}\n\2", text, flags=re.S)
+        text = re.sub(
+            rf"(<!-- {name} -->\n).*?(<!-- end -->)",
+            lambda found, table=table: found[1] + table + "\n" + found[2],
+            text,
+            flags=re.S,
+        )
     PAGE.write_text(text)
 
 

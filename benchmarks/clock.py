@@ -1,0 +1,94 @@
+"""Time and memory of one call, on a CPU or a CUDA card."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+Call = Callable[[], Any]
+
+FLUSH_BYTES = 256 << 20
+"""Written before every timed call on a card, so that no input is left in its cache (at least four times the L2)."""
+
+SHORT_MS = 5.0
+"""A call shorter than this is repeated within a round, and the round's value is the median."""
+
+
+class Clock:
+    """Milliseconds of a call: events around it on a card, wall time elsewhere."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.cuda = device, device.type == "cuda"
+        if self.cuda:
+            cache = torch.cuda.get_device_properties(device).L2_cache_size
+            self.flush = torch.empty(max(FLUSH_BYTES, 4 * cache), dtype=torch.uint8, device=device)
+
+    def once(self, call: Call) -> float:
+        """One call."""
+        if not self.cuda:
+            start = time.perf_counter()
+            call()
+            return (time.perf_counter() - start) * 1e3
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self.flush.zero_()
+        begin.record()
+        call()
+        end.record()
+        torch.cuda.synchronize(self.device)
+        return begin.elapsed_time(end)
+
+    def round(self, call: Call) -> float:
+        """One call, or the median of up to nine short ones."""
+        first = self.once(call)
+        repeats = min(8, int(SHORT_MS / max(first, 1e-3)))
+        return statistics.median([first, *(self.once(call) for _ in range(repeats))])
+
+
+def interleaved(calls: dict[str, Call], clock: Clock, rounds: int, seconds_each: float = 4.0) -> dict[str, list[float]]:
+    """Times of all calls, each round taking all of them in turn; one that used up its seconds leaves after a round."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    spent = dict.fromkeys(calls, 0.0)
+    for _ in range(rounds):
+        for name, call in calls.items():
+            if spent[name] <= seconds_each:
+                start = time.perf_counter()
+                times[name].append(clock.round(call))
+                spent[name] += time.perf_counter() - start
+    return times
+
+
+def captured(call: Call) -> Call:
+    """The call as a CUDA graph's replay; its inputs and results stay where they are.
+
+    Raises:
+        RuntimeError: from CUDA, if the call cannot be captured.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = call()
+
+    def replay() -> Any:
+        graph.replay()
+        return result
+
+    return replay
+
+
+def peak_mb(call: Call, device: torch.device) -> float | None:
+    """Megabytes allocated above what stood before the call, its result included; None where torch does not count."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    torch.cuda.synchronize(device)
+    return (torch.cuda.max_memory_allocated(device) - before) / 1e6
