@@ -40,6 +40,7 @@ class FastChannelVQ(nn.Module):
         split: how ``[B, C, H, W]`` is cut, "channel" (paper, section 3.2.1) or "space" (see `split_tokens`).
         straight_through: pass the gradient of ``quantized`` to x unchanged.  False, as in ReVQ: pass it to the codebook.
         commitment: weight of the loss that draws x to its code; 0 switches it off.
+        deterministic: whether the codebook's gradient has the same bits in every run, as for `quantize`.
 
     Attributes:
         codebook: parameter float32 ``[G, K, d]``, standard normal until `initialise_` or training changes it.
@@ -58,6 +59,7 @@ class FastChannelVQ(nn.Module):
         split: Split = "channel",
         straight_through: bool = True,
         commitment: float = 0.25,
+        deterministic: bool = True,
     ) -> None:
         super().__init__()
         for name, size in (("num_codes", num_codes), ("code_dim", code_dim), ("num_groups", num_groups)):
@@ -68,6 +70,7 @@ class FastChannelVQ(nn.Module):
         check_split(split)
         self.num_codes, self.code_dim, self.num_groups = num_codes, code_dim, num_groups
         self.split, self.straight_through, self.commitment = split, straight_through, commitment
+        self.deterministic = deterministic
         self.codebook = nn.Parameter(torch.randn(num_groups, num_codes, code_dim, dtype=torch.float32))
         self.register_buffer("count", torch.zeros(num_groups, num_codes, dtype=torch.int64))
 
@@ -82,7 +85,10 @@ class FastChannelVQ(nn.Module):
             ValueError: if x has another rank, d does not fit, or T is not a multiple of ``num_groups``.
         """
         tokens = self._tokens(x)
-        quantized, indices = quantize(self._grouped(tokens), self.codebook, count=self.count if self.training else None)
+        count = self.count if self.training else None
+        quantized, indices = quantize(
+            self._grouped(tokens), self.codebook, count=count, deterministic=self.deterministic
+        )
         quantized = quantized.reshape(tokens.shape)
         loss = self._loss(tokens, quantized)
         if self.straight_through:
@@ -165,7 +171,8 @@ class FastChannelVQ(nn.Module):
         """The constructor's arguments."""
         return (
             f"num_codes={self.num_codes}, code_dim={self.code_dim}, num_groups={self.num_groups}, "
-            f"split={self.split!r}, straight_through={self.straight_through}, commitment={self.commitment}"
+            f"split={self.split!r}, straight_through={self.straight_through}, commitment={self.commitment}, "
+            f"deterministic={self.deterministic}"
         )
 
     def _tokens(self, x: Tensor) -> Tensor:

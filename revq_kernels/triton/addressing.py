@@ -60,7 +60,9 @@ def padded(size: int) -> int:
 
 
 @triton.jit
-def query_rows(x_ptr, n, group, inner, x_outer, x_inner, x_group):
-    """Pointers to the rows of queries ``n`` of ``group``; all products are 64-bit."""
-    n = n.to(tl.int64)
-    return x_ptr + (n // inner) * x_outer + (n % inner) * x_inner + group.to(tl.int64) * x_group
+def query_rows(x, n, group, inner, x_stride_outer, x_stride_inner, x_stride_g):
+    """Pointers to the rows of queries ``n`` (int32, the division is dear in 64 bits) of ``group`` (int64)."""
+    n = n.to(tl.int32)
+    outer = n // inner
+    row = x + outer.to(tl.int64) * x_stride_outer + (n - outer * inner).to(tl.int64) * x_stride_inner
+    return row + group * x_stride_g

@@ -6,7 +6,7 @@ have a file of its own, ``configs/<card>.json``, which `revq_kernels.triton.tune
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +42,7 @@ class DirectConfig:
     block_codes: int = 128
     num_warps: int = 4
     register_dims: int = 16
-    """Above this code dimension the queries' numbers are read again for every tile of codes."""
+    """Up to this code dimension the queries' numbers stay in registers; above, every tile of codes reads them again."""
     dim_step: int = 4
     fallback_queries: int = 4
     fallback_codes: int = 256
@@ -61,6 +61,11 @@ class FirstPassConfig:
     cell_tiles: int
     num_warps: int
     parts: int = 1
+    """float16 parts of a number on tensor cores: 1, or 3 products of two."""
+    depth: int = 0
+    """Numbers of a vector that one product takes, a power of two (tensor cores)."""
+    unroll: int = 1
+    """Tiles that follow one another without a branch (fma)."""
 
     @property
     def codes_per_step(self) -> int:
@@ -80,6 +85,8 @@ class Plan(NamedTuple):
     slots: int
     """Candidate cells that a query can list."""
     rows_per_round: int
+    inline_asm: bool
+    """Whether PTX may stand in the kernels: not in the interpreter, nor on AMD."""
     reason: str
 
     @property
@@ -99,18 +106,40 @@ def target_of(device: torch.device) -> Target:
     return Target(f"sm_{properties.major}{properties.minor}", properties.multi_processor_count, properties.name)
 
 
+def measured_path(card: str) -> Path:
+    """The file of a card's measured configurations."""
+    return MEASURED / f"{re.sub('[^a-z0-9]+', '-', card.lower()).strip('-')}.json"
+
+
 @lru_cache
 def measured(card: str) -> dict[str, Any]:
     """The configurations measured on this card, by form and code dimension; empty where there is no file."""
-    path = MEASURED / f"{re.sub('[^a-z0-9]+', '-', card.lower()).strip('-')}.json"
+    path = measured_path(card)
     return json.loads(path.read_text())["configs"] if path.is_file() else {}
 
 
-def default_first_pass(form: str, d: int, arch: str) -> FirstPassConfig:
-    """The analytic default: the largest tile whose accumulators and lanes fit the registers without a spill."""
+def default_direct(d: int) -> DirectConfig:
+    """Half the tile where the numbers of the queries take the registers."""
+    return DirectConfig(block_codes=64, fallback_codes=128) if 8 < d <= 16 else DirectConfig()
+
+
+def default_first_pass(form: str, d: int, arch: str, contiguous: bool = True) -> FirstPassConfig:
+    """The analytic default: the largest tile whose scores and lanes fit 255 registers without a spill."""
     if form == "tensor_core":
-        return FirstPassConfig(form, 64, 64, (8, 1, 4, 2), 8, 4)
-    return FirstPassConfig(form, 128, 16, (1, 1, 16, 1), 16, 4)
+        depth = max(2, 1 << (d - 1).bit_length()) if d <= 16 else 16 if d <= 64 else 32
+        if not arch.startswith("sm_") or d > 64:
+            return FirstPassConfig(form, 64, 64, (8, 1, 4, 2), 16, 8 if d > 64 else 4, depth=depth)
+        if arch in ("sm_90", "interpreter") and contiguous and 4 <= d <= 8:
+            return FirstPassConfig(form, 128, 256, (8, 4, 4, 2), 8, 8, depth=depth)
+        lanes = (8, 2, 4, 2) if int(arch.removeprefix("sm_")) >= 90 else (2, 2, 16, 2)
+        return FirstPassConfig(form, 128, 128, lanes, 16, 8, depth=depth)
+    if d <= 4:
+        return FirstPassConfig(form, 64, 32, (1, 1, 32, 1), 16, 4, unroll=2)
+    if d <= 8:
+        return FirstPassConfig(form, 64, 32, (1, 1, 32, 1), 32, 4, unroll=2)
+    if d <= 16:
+        return FirstPassConfig(form, 32, 32, (1, 1, 32, 1), 16, 4)
+    return FirstPassConfig(form, 8, 512, (1, 4, 128, 1), 4, 4)
 
 
 def choose_form(queries: int, num_codes: int, d: int, arch: str) -> tuple[str, str]:
@@ -128,19 +157,26 @@ def choose_form(queries: int, num_codes: int, d: int, arch: str) -> tuple[str, s
     return "tensor_core", f"{arch}, d={d}"
 
 
+@lru_cache(maxsize=1024)
 def make_plan(rows: int, num_groups: int, num_codes: int, d: int, target: Target, form: str | None = None,
-              first_pass: FirstPassConfig | None = None) -> Plan:  # fmt: skip
-    """The plan for x ``[rows, G, d]`` and codebook ``[G, K, d]``; ``form`` or ``first_pass`` overrules the choice."""
+              first_pass: FirstPassConfig | None = None, contiguous: bool = True) -> Plan:  # fmt: skip
+    """The plan for x ``[rows, G, d]`` and a codebook ``[G, K, d]`` that is ``contiguous`` or not.
+
+    ``form`` or ``first_pass`` overrules the choice.
+    """
     reason = "asked for by name"
     if first_pass is not None:
         form = first_pass.form
     elif form is None:
         form, reason = choose_form(rows * num_groups, num_codes, d, target.arch)
-    direct = DirectConfig()
+    direct = default_direct(d)
+    asm = target.arch.startswith("sm_")
     if form == "direct":
         splits, per_split = _split(rows, num_groups, num_codes, direct.block_queries, direct.block_codes, target, 8)
-        return Plan(None, direct, splits, per_split, 1, 1, _rows_per_round(num_groups, 1), reason)
-    first_pass = first_pass or _measured_first_pass(form, d, target) or default_first_pass(form, d, target.arch)
+        return Plan(None, direct, splits, per_split, 1, 1, _rows_per_round(num_groups, 1), asm, reason)
+    first_pass = (
+        first_pass or _measured_first_pass(form, d, target) or default_first_pass(form, d, target.arch, contiguous)
+    )
     step = first_pass.codes_per_step
     splits, per_split = _split(rows, num_groups, num_codes, first_pass.block_queries, step, target, 1)
     if per_split > step * MAX_STEPS:
@@ -149,18 +185,18 @@ def make_plan(rows: int, num_groups: int, num_codes: int, d: int, target: Target
     fallback_splits, _ = _split(rows, num_groups, num_codes, direct.flag_block, direct.fallback_codes, target, 4)
     slots = -(-(2 * splits + 6) // 8) * 8
     return Plan(
-        first_pass, direct, splits, per_split, fallback_splits, slots, _rows_per_round(num_groups, slots), reason
+        first_pass, direct, splits, per_split, fallback_splits, slots, _rows_per_round(num_groups, slots), asm, reason
     )  # fmt: skip
 
 
 def _split(rows: int, num_groups: int, num_codes: int, block_queries: int, step: int, target: Target, least: int
            ) -> tuple[int, int]:  # fmt: skip
-    """(programs, codes of each) that share one block of queries, so that every multiprocessor has four in turn.
+    """(programs, codes of each) that share one block of queries, so that every multiprocessor has two in turn.
 
     A program gets a multiple of ``step`` codes, and at least ``least`` steps.
     """
     programs = num_groups * -(-rows // block_queries)
-    wanted = -(-4 * target.multiprocessors // programs)
+    wanted = -(-2 * target.multiprocessors // programs)
     steps = max(least, -(-num_codes // (step * wanted)))
     return -(-num_codes // (steps * step)), steps * step
 
@@ -172,4 +208,7 @@ def _rows_per_round(num_groups: int, slots: int) -> int:
 
 def _measured_first_pass(form: str, d: int, target: Target) -> FirstPassConfig | None:
     found = measured(target.card).get(form, {}).get(str(d))
-    return None if found is None else FirstPassConfig(**{**found, "form": form, "lanes": tuple(found["lanes"])})
+    if found is None:
+        return None
+    names = [field.name for field in fields(FirstPassConfig)]
+    return FirstPassConfig(**{name: found[name] for name in names} | {"lanes": tuple(found["lanes"])})

@@ -6,6 +6,7 @@ from torch import Tensor
 from revq_kernels.triton.accumulate import codebook_grad, codebook_grad_atomic, count_codes_
 from revq_kernels.triton.config import Plan, make_plan, target_of
 from revq_kernels.triton.search import search
+from revq_kernels.triton.selftest import tensor_cores_keep_the_bound
 
 __all__ = ["codebook_grad", "codebook_grad_atomic", "count_codes_", "explain", "nearest_code", "quantize"]
 
@@ -30,8 +31,15 @@ def quantize(x: Tensor, codebook: Tensor, count: Tensor | None) -> tuple[Tensor,
 
 def plan_for(x: Tensor, codebook: Tensor) -> Plan:
     """What `nearest_code` and `quantize` run for these arguments."""
-    num_groups, num_codes, d = codebook.shape
-    return make_plan(x.shape[:-2].numel(), num_groups, num_codes, d, target_of(x.device))
+    problem = (x.shape[:-2].numel(), *codebook.shape)
+    target = target_of(x.device)
+    contiguous = codebook.is_contiguous()
+    plan = make_plan(*problem, target, contiguous=contiguous)
+    if plan.form == "tensor_core" and x.is_cuda and not tensor_cores_keep_the_bound(x.device):
+        plan = make_plan(*problem, target, "fma", contiguous=contiguous)._replace(
+            reason="the tensor cores are not proven to keep the bound"
+        )
+    return plan
 
 
 def explain(x: Tensor, codebook: Tensor) -> str:

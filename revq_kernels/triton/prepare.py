@@ -32,12 +32,12 @@ def centre_and_scale(
     """One group: codes [K, D] -> its centre [D] and its scale."""
     column = tl.arange(0, PADDED_D)
     samples = tl.minimum(num_codes, SAMPLES)
+    stride_k = (num_codes // samples).to(tl.int64) * stride_k
     total = tl.zeros([PADDED_D], tl.float32)
     for start in range(0, samples, ROWS):
         sample = start + tl.arange(0, ROWS)
-        row = sample.to(tl.int64) * num_codes // samples
         valid = (sample < samples)[:, None] & (column < D)[None, :]
-        value = tl.load(codes + row[:, None] * stride_k + column[None, :] * stride_d, mask=valid, other=0.0).to(
+        value = tl.load(codes + sample[:, None] * stride_k + column[None, :] * stride_d, mask=valid, other=0.0).to(
             tl.float32
         )
         total += tl.sum(value, axis=0)
@@ -48,9 +48,8 @@ def centre_and_scale(
     spread = tl.zeros([ROWS], tl.float32)
     for start in range(0, samples, ROWS):
         sample = start + tl.arange(0, ROWS)
-        row = sample.to(tl.int64) * num_codes // samples
         valid = (sample < samples)[:, None] & (column < D)[None, :]
-        value = tl.load(codes + row[:, None] * stride_k + column[None, :] * stride_d, mask=valid, other=0.0).to(
+        value = tl.load(codes + sample[:, None] * stride_k + column[None, :] * stride_d, mask=valid, other=0.0).to(
             tl.float32
         )
         value = tl.where(valid, value - mean[None, :], 0.0)

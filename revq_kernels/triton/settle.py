@@ -9,6 +9,7 @@ import triton.language as tl
 from revq_kernels.triton.addressing import query_rows
 
 MAX_KEY = tl.constexpr(0x7FFFFFFFFFFFFFFF)
+SLOTS_AT_ONCE = tl.constexpr(16)
 
 
 @triton.jit
@@ -16,6 +17,18 @@ def distance_key(distance, index):
     """The contract's key: NaN before every number, then the distance, then the index."""
     bits = tl.where(distance != distance, -1, distance.to(tl.int32, bitcast=True))
     return (bits.to(tl.int64) << 32) | index.to(tl.int64)
+
+
+@triton.jit
+def cell_distance(row, x_stride_d, code, codebook_stride_d, used, valid, D: tl.constexpr):
+    """D between the rows [Q] and their own codes [Q, M]."""
+    distance = tl.zeros(code.shape, tl.float32)
+    for j in range(D):
+        value = tl.load(row + j * x_stride_d, mask=used, other=0.0).to(tl.float32)
+        number = tl.load(code + j * codebook_stride_d, mask=valid, other=0.0).to(tl.float32)
+        difference = value[:, None] - number
+        distance += difference * difference  # the first sum adds a square to 0, which changes no bit
+    return distance
 
 
 @triton.jit
@@ -42,10 +55,10 @@ def settle(
     CANDIDATES: False when ``key`` already holds every answer (the direct form).  indices int64 [N, G], quantized
     [N, G, D] and count int64 [G, K] are contiguous.  Settled queries read their entries, all others their key.
     """
-    g = tl.program_id(0).to(tl.int64) % num_groups
-    n = tl.program_id(0).to(tl.int64) // num_groups * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
+    g = (tl.program_id(0) % num_groups).to(tl.int64)
+    n = tl.program_id(0) // num_groups * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
     real = n < rows
-    query = n * num_groups + g
+    query = n.to(tl.int64) * num_groups + g
     codes = codebook + g * codebook_stride_g
     best = tl.load(key + query, mask=real, other=MAX_KEY)
     if CANDIDATES:
@@ -57,21 +70,25 @@ def settle(
         row = query_rows(x, n, g, inner, x_stride_outer, x_stride_inner, x_stride_g)
         member = tl.arange(0, CELL_TILES * B * E)
         offset = member // (B * E) * BLOCK_CODES + member // E % B * (C * E) + member % E
-        for slot in range(tl.max(entries, axis=0)):
-            used = slot < entries
-            used = used & (tl.load(entry_score + query * SLOTS + slot, mask=used, other=float("inf")) <= reach)
-            first = tl.load(entry_first + query * SLOTS + slot, mask=used, other=0)
-            k = first.to(tl.int64)[:, None] + offset[None, :]
-            valid = used[:, None] & (k < num_codes)
-            code = codes + k * codebook_stride_k
-            distance = tl.zeros([BLOCK_QUERIES, CELL_TILES * B * E], tl.float32)
-            for j in range(D):
-                value = tl.load(row + j * x_stride_d, mask=used, other=0.0).to(tl.float32)
-                number = tl.load(code + j * codebook_stride_d, mask=valid, other=0.0).to(tl.float32)
-                difference = value[:, None] - number
-                distance += difference * difference  # the first sum adds a square to 0, which changes no bit
-            candidate = tl.where(valid, distance_key(distance, k), MAX_KEY)
-            best = tl.minimum(best, tl.min(candidate, axis=1))
+        listed = tl.max(entries, axis=0)
+        place = tl.arange(0, SLOTS_AT_ONCE)
+        for chunk in range(0, listed, SLOTS_AT_ONCE):
+            # many splits list many cells, of which few are within the limit that all splits found together
+            slots = chunk + place
+            near = slots[None, :] < entries[:, None]
+            scores = tl.load(entry_score + query[:, None] * SLOTS + slots[None, :], mask=near, other=float("inf"))
+            near = near & (scores <= reach[:, None])
+            wanted = tl.max(near.to(tl.int32), axis=0)
+            for slot in range(chunk, tl.minimum(chunk + SLOTS_AT_ONCE, listed)):
+                if tl.sum(tl.where(slots == slot, wanted, 0), axis=0) > 0:
+                    used = tl.max((near & (slots[None, :] == slot)).to(tl.int32), axis=1) > 0
+                    first = tl.load(entry_first + query * SLOTS + slot, mask=used, other=0)
+                    k = first.to(tl.int64)[:, None] + offset[None, :]
+                    valid = used[:, None] & (k < num_codes)
+                    code = codes + k * codebook_stride_k
+                    distance = cell_distance(row, x_stride_d, code, codebook_stride_d, used, valid, D)
+                    candidate = tl.where(valid, distance_key(distance, k), MAX_KEY)
+                    best = tl.minimum(best, tl.min(candidate, axis=1))
     index = best & 0xFFFFFFFF
     tl.store(indices + query, index, mask=real)
     if COUNT:

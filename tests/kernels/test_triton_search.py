@@ -3,6 +3,8 @@
 `make test` runs this in a process of its own, since TRITON_INTERPRET=1 must stand before Triton is imported.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -28,8 +30,11 @@ def run(problem: Problem, form: str, *, splits_for: int = 1, rows_per_round: int
     num_groups, num_codes, d = codebook.shape
     rows = x.shape[:-2].numel()
     target = TARGET._replace(multiprocessors=splits_for)
-    plan = config.make_plan(rows, num_groups, num_codes, d, target, form, SMALL.get(form))
-    plan = plan._replace(**changes)
+    small = SMALL.get(form)
+    if form == "tensor_core":
+        small = replace(small, depth=max(2, 1 << (d - 1).bit_length()) if d <= 16 else 16)
+    plan = config.make_plan(rows, num_groups, num_codes, d, target, form, small)
+    plan = plan._replace(inline_asm=False, **changes)
     if rows_per_round is not None:
         plan = plan._replace(rows_per_round=rows_per_round)
     indices = torch.full((rows, num_groups), -7)

@@ -1,0 +1,213 @@
+"""Compile a kernel for a GPU that is not there, and count what its machine code does.
+
+`compile_for` works without any device: it names the target itself.  For NVIDIA targets the wheel of Triton carries
+the disassembler, so registers, spills and the instructions of every loop can be read from the SASS that would run:
+
+    compiled = compile_for(kernel, {"x_ptr": "*fp32", "count": "i32"}, {"BLOCK": 64}, "sm_90", num_warps=8)
+    for loop in loops(compiled.sass): print(loop.depth, loop.own)
+    instructions_per_pair(compiled, trips=[16, 256], pairs_per_thread=64 * 256)
+
+A loop is a natural loop of the control flow graph: a branch back to an instruction that every path to the branch went
+through, with all that can reach the branch without passing that instruction again.  Both sides of a condition count
+in full, so a count is what one thread issues at most.
+"""
+
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+TARGETS = ("sm_80", "sm_89", "sm_90", "sm_100", "gfx942", "gfx950")
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+class Compiled(NamedTuple):
+    """One kernel for one target; a count the target's tools do not tell is None."""
+
+    target: str
+    registers: int | None
+    """Vector registers of one thread."""
+    spills: int | None
+    """NVIDIA: instructions that touch local memory; AMD: registers that were spilled."""
+    stack: int | None
+    """Bytes of local (private) memory of one thread."""
+    shared: int
+    """Bytes of shared memory of one program."""
+    sass: str
+    """NVIDIA: the listing of cuobjdump; empty for AMD."""
+    asm: Mapping[str, Any]
+    """Every stage that Triton kept: ttir, ttgir, llir, ptx and cubin, or amdgcn and hsaco."""
+
+
+class Loop(NamedTuple):
+    """A loop of the machine code; loops are listed by the address of their first instruction, outer before inner."""
+
+    start: int
+    end: int
+    depth: int
+    body: int
+    """Instructions in the loop, those of loops inside it counted once; no NOP is counted."""
+    own: int
+    """Instructions in the loop and in no loop inside it."""
+
+
+def gpu_target(target: str) -> GPUTarget:
+    """``sm_90`` or ``gfx942`` as Triton names it."""
+    if target.startswith("sm_"):
+        return GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
+    return GPUTarget("hip", target, 64)
+
+
+def compile_for(
+    kernel: Any,
+    signature: Mapping[str, str],
+    constexprs: Mapping[str, Any],
+    target: str,
+    *,
+    num_warps: int,
+    num_stages: int = 1,
+    fp_fusion: bool = True,
+    divisible: Iterable[str] = (),
+) -> Compiled:
+    """Compile a ``@triton.jit`` function for ``target`` (one of `TARGETS`), with no device needed.
+
+    ``signature`` gives the type of each argument at run time (``"*fp32"``, ``"i64"``, ...), ``constexprs`` the value
+    of all others; an integer argument that a launch would see to be 1 belongs there too.  ``divisible`` names the
+    arguments that are multiples of 16, as a launch finds out by itself.
+    """
+    types = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
+    missing = [name for name, kind in types.items() if kind == "constexpr" and name not in constexprs]
+    if missing:
+        raise ValueError(f"neither signature nor constexprs has {', '.join(missing)}")
+    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in divisible}
+    values = {(kernel.arg_names.index(name),): value for name, value in constexprs.items()}
+    options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": fp_fusion}
+    compiled = triton.compile(ASTSource(kernel, types, values, attributes), gpu_target(target), options)
+    if target.startswith("sm_"):
+        sass, usage = _disassemble(compiled.asm["cubin"])
+        spills = sum(opcode.startswith(("LDL", "STL")) for _, opcode, _ in _instructions(sass))
+        registers, stack = (int(re.search(rf"\b{name}:(\d+)", usage).group(1)) for name in ("REG", "STACK"))
+        return Compiled(target, registers, spills, stack, compiled.metadata.shared, sass, compiled.asm)
+    notes = {name: int(n) for name, n in re.findall(r"\.(\w+):\s+(\d+)", compiled.asm["amdgcn"])}
+    spilled = notes.get("vgpr_spill_count")
+    stack = notes.get("private_segment_fixed_size")
+    return Compiled(target, notes.get("vgpr_count"), spilled, stack, compiled.metadata.shared, "", compiled.asm)
+
+
+def _disassemble(cubin: bytes) -> tuple[str, str]:
+    # cuobjdump looks for nvdisasm in PATH
+    environment = {**os.environ, "PATH": f"{TOOLS}{os.pathsep}{os.environ.get('PATH', '')}"}
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+
+        def dump(what: str) -> str:
+            command = [str(TOOLS / "cuobjdump"), what, file.name]
+            return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+
+        return dump("-sass"), dump("--dump-resource-usage")
+
+
+def _instructions(sass: str) -> list[tuple[int, str, str]]:
+    """(address, opcode, the whole text with its predicate) of every instruction."""
+    found = []
+    for address, text in re.findall(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?);", sass, re.MULTILINE):
+        words = text.split()
+        opcode = words[1] if words[0].startswith("@") else words[0]
+        found.append((int(address, 16), opcode, text))
+    return found
+
+
+def _blocks(code: list[tuple[int, str, str]]) -> tuple[list[range], list[list[int]]]:
+    """Basic blocks as ranges of instruction numbers, and the blocks that may follow each."""
+    number = {address: i for i, (address, _, _) in enumerate(code)}
+    jump: dict[int, int] = {}
+    ends = set()
+    for i, (_, opcode, text) in enumerate(code):
+        target = re.search(r"(?:`\(.*?\)|\b(0x[0-9a-f]+))\s*$", text)
+        # a conditional call is how ptxas sometimes leaves a loop: a jump that never returns
+        jumps = opcode.startswith("BRA") or (opcode.startswith("CALL") and text.startswith("@"))
+        if jumps and target and target.group(1):
+            jump[i] = number[int(target.group(1), 16)]
+        if jumps or opcode.startswith(("EXIT", "RET", "BRX", "JMP", "BREAK", "BSYNC", "KILL")):
+            ends.add(i)
+    starts = sorted({0} | set(jump.values()) | {i + 1 for i in ends if i + 1 < len(code)})
+    blocks = [range(a, b) for a, b in zip(starts, [*starts[1:], len(code)], strict=True)]
+    block_of = {block.start: i for i, block in enumerate(blocks)}
+    following = []
+    for i, block in enumerate(blocks):
+        last = block[-1]
+        _, opcode, text = code[last]
+        after = [block_of[jump[last]]] if last in jump else []
+        # an unconditional branch may still name a predicate after its opcode (BRA P0, 0x10; BRA.DIV, BRA.U)
+        plain = re.fullmatch(r"(BRA|EXIT|RET\S*|BRX|JMP|KILL)(\s+0x[0-9a-f]+|\s+R\d+.*)?\s*", text)
+        if not plain and i + 1 < len(blocks):
+            after.append(i + 1)
+        following.append(after)
+    return blocks, following
+
+
+def loops(sass: str) -> list[Loop]:
+    """Every loop of the first kernel in a SASS listing."""
+    code = _instructions(sass)
+    blocks, following = _blocks(code)
+    before: list[list[int]] = [[] for _ in blocks]
+    for i, after in enumerate(following):
+        for j in after:
+            before[j].append(i)
+    everything = set(range(len(blocks)))
+    over = [{0}] + [set(everything) for _ in blocks[1:]]  # over[i]: the blocks that every path to i goes through
+    changed = True
+    while changed:
+        changed = False
+        for i in range(1, len(blocks)):
+            paths = [over[j] for j in before[i]]
+            new = (set.intersection(*paths) if paths else set()) | {i}
+            changed |= new != over[i]
+            over[i] = new
+    members: list[tuple[int, set[int]]] = []
+    for i, after in enumerate(following):
+        for head in after:
+            if head in over[i] and not (head == i and len(blocks[i]) == 1):  # the padding after EXIT branches to itself
+                found, todo = {head}, [i]
+                while todo:
+                    block = todo.pop()
+                    if block not in found:
+                        found.add(block)
+                        todo += before[block]
+                # one loop in another may begin at the same instruction; two ways back of one loop do not nest
+                for k, (other_head, other) in enumerate(members):
+                    if other_head == head and not (found < other or other < found):
+                        members[k] = (head, found | other)
+                        break
+                else:
+                    members.append((head, found))
+    size = [sum(not code[i][1].startswith("NOP") for i in block) for block in blocks]
+    result = []
+    for head, own in sorted(members, key=lambda item: (code[blocks[item[0]].start][0], -len(item[1]))):
+        inside = set().union(*(other for _, other in members if other < own))
+        depth = sum(own < other for _, other in members)
+        end = max(code[blocks[b][-1]][0] for b in own)
+        counts = (sum(size[b] for b in own), sum(size[b] for b in own - inside))
+        result.append(Loop(code[blocks[head].start][0], end, depth, *counts))
+    return result
+
+
+def instructions_per_pair(compiled: Compiled, trips: Sequence[int], pairs_per_thread: int) -> float:
+    """Instructions one thread issues in loops, for each pair of a query and a code that is its share.
+
+    ``trips`` says for every loop of `loops` (in that order) how often its body runs in the span that ``pairs_per_thread``
+    counts, all entries of the loop together.
+    """
+    found = loops(compiled.sass)
+    if len(trips) != len(found):
+        raise ValueError(f"{len(found)} loops were found and {len(trips)} trip counts given: {found}")
+    return sum(loop.own * n for loop, n in zip(found, trips, strict=True)) / pairs_per_thread

@@ -1,0 +1,310 @@
+"""The first pass on tensor cores: scores of all codes by one matrix product in half precision, and a certificate.
+
+A program takes BLOCK_QUERIES queries of one group and a range of its codes.  Queries and codes are centred, scaled and
+rounded to float16 on the way; the product of [-2x, 256, 1/8, 0, ...] and [c, hi, lo, 0, ...] is the score itself,
+
+    S = |c|^2 + T - 2 x.c        where 256 hi + lo/8 = |c|^2 + T      (norms of the rounded vectors),
+
+and T keeps it positive: the loop over codes then takes one minimum per score and nothing else.  The norms stand in the
+padding that the product's depth has anyway; dimensions that leave no room get a second product of depth 16.  With
+PARTS = 3 every number is a sum of two float16, and S has the three terms of x.c that matter.
+"""
+
+import triton
+import triton.language as tl
+
+from revq_kernels.triton import certificate
+from revq_kernels.triton.addressing import query_rows
+from revq_kernels.triton.lanes import NO_SCORE, emit_candidates, lane_minimum, update_lanes
+
+FAR = tl.constexpr(58000.0)
+"""1/256 of the squared norm that outliers and columns past the last code pretend to have."""
+
+_RANGE = tl.constexpr(certificate.RANGE)
+_SMALLEST_NORMAL = tl.constexpr(certificate.SMALLEST_NORMAL)
+_PAD = tl.constexpr(certificate.SCORE_PAD)
+
+
+@triton.jit
+def _centred(raw, scaled_centre, scale):
+    """(raw - centre) * scale, rounded once: the scale is a power of two.  A row of centres, a block of rows."""
+    factor = tl.zeros(raw.shape, tl.float32) + scale
+    return tl.fma(raw.to(tl.float32), factor, tl.broadcast_to(-scaled_centre[None, :], raw.shape))
+
+
+@triton.jit
+def _half(value):
+    """The nearest float16, as float32."""
+    return value.to(tl.float16).to(tl.float32)
+
+
+@triton.jit
+def _normal(value, keep):
+    """0 unless keep, and 0 for what float16 holds as a subnormal number: a tensor core may do anything with those."""
+    return tl.where(tl.abs(value) > tl.where(keep, _SMALLEST_NORMAL, float("inf")), value, 0.0)
+
+
+@triton.jit
+def _low_part(value, high):
+    """What float16 holds of the rest; 0 for an outlier, whose high part may be infinite."""
+    return _half(_normal(value - high, tl.abs(value) <= _RANGE))
+
+
+@triton.jit
+def _norm_parts(norm, shift, present):
+    """(hi, lo) with 256 hi + lo/8 = norm + shift, or far away; of a NaN far below zero, where no score is."""
+    total = tl.where(norm <= _RANGE * _RANGE, (norm + shift) * (1 / 256), FAR)
+    total = tl.where(present, tl.where(norm != norm, -FAR, total), FAR)
+    high = _half(total)
+    return high, _normal((total - high) * 2048, True)
+
+
+@triton.jit
+def _pair_at(first, second, WIDTH: tl.constexpr, AT: tl.constexpr):
+    """float32 [rows, WIDTH] with two scalars or tensors [rows, 1] in columns AT and AT + 1, zeros elsewhere."""
+    column = tl.arange(0, WIDTH)[None, :]
+    return tl.where(column == AT, first, tl.where(column == AT + 1, second, 0.0))
+
+
+@triton.jit
+def _to_half(value, INLINE_ASM: tl.constexpr):
+    """float16 by an instruction of two at a time, which no compiler pass takes apart again."""
+    if INLINE_ASM:
+        return tl.inline_asm_elementwise(
+            "cvt.rn.f16x2.f32 $0, $2, $1;", "=r,r,r", [value], dtype=tl.float16, is_pure=True, pack=2
+        )
+    return value.to(tl.float16)
+
+
+@triton.jit
+def _alternate(left, right):
+    """[rows, n] twice -> [rows, 2n]: in registers, whatever the layout."""
+    return tl.reshape(tl.join(left, right), [left.shape[0], left.shape[1] * 2])
+
+
+@triton.jit
+def _slots(first, second, third, norms, PARTS: tl.constexpr, DEPTH: tl.constexpr, INLINE_ASM: tl.constexpr):
+    """The whole operand of a short vector, float16 [rows, DEPTH]: (first, norms), (second, third), ... alternating.
+
+    Neighbours are joined last and as float32, so that every thread writes neighbours, converted two at a time.
+    """
+    left, right = first, norms
+    if PARTS == 3:
+        left, right = _alternate(first, second), _alternate(norms, third)
+    if left.shape[1] * 2 < DEPTH:
+        left, right = (
+            _alternate(left, tl.zeros(left.shape, tl.float32)),
+            _alternate(right, tl.zeros(left.shape, tl.float32)),
+        )
+    if left.shape[1] * 2 < DEPTH:
+        left, right = (
+            _alternate(left, tl.zeros(left.shape, tl.float32)),
+            _alternate(right, tl.zeros(left.shape, tl.float32)),
+        )
+    return _to_half(_alternate(left, right), INLINE_ASM)
+
+
+@triton.jit
+def _product(queries, codes):
+    return tl.dot(queries, tl.trans(codes), out_dtype=tl.float32)
+
+
+@triton.jit
+def _trusted(size, exists):
+    """Queries in range, from their squared lengths; false for a NaN too."""
+    return exists & (size <= _RANGE * _RANGE / 16)
+
+
+@triton.jit
+def _query_parts(value, trusted, PARTS: tl.constexpr):
+    """(high, low, |x_h|^2, |x' - x_h|^2) of centred numbers [Q, dims]; zeros unless trusted."""
+    known = tl.where(trusted[:, None], value, 0.0)
+    high = _half(_normal(known, trusted[:, None]))
+    low = tl.zeros(high.shape, tl.float32)
+    if PARTS == 3:
+        low = _low_part(known, high)
+    lost = (known - high) - low
+    return high, low, tl.sum((high + low) * (high + low), axis=1), tl.sum(lost * lost, axis=1)
+
+
+@triton.jit
+def tensor_core(
+    x,
+    inner,
+    x_stride_outer,
+    x_stride_inner,
+    x_stride_g,
+    x_stride_d,
+    codebook,
+    codebook_stride_g,
+    codebook_stride_k,
+    codebook_stride_d,
+    centre,
+    scale,
+    limit,
+    found,
+    unsettled,
+    entry_score,
+    entry_first,
+    rows,
+    num_groups,
+    num_codes,
+    codes_per_split,
+    D: tl.constexpr,
+    DIMS: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK_QUERIES: tl.constexpr,
+    BLOCK_CODES: tl.constexpr,
+    CELL_TILES: tl.constexpr,
+    A: tl.constexpr,
+    B: tl.constexpr,
+    C: tl.constexpr,
+    E: tl.constexpr,
+    ID_BITS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    CERTIFICATE: tl.constexpr,
+    CONTIGUOUS: tl.constexpr,
+    INLINE_ASM: tl.constexpr,
+):
+    """Program (q, s): block q mod ceil(rows / BLOCK_QUERIES) of a group's queries, the s-th codes_per_split codes.
+
+    DIMS: a power of two >= 2; it covers D where that is <= 64, and else the dimensions go in chunks of it.
+    codes_per_split: a multiple of BLOCK_CODES * CELL_TILES, at most 2^ID_BITS times it.  CONTIGUOUS: the codebook is;
+    its strides are not used then.  INLINE_ASM: False under the interpreter and on AMD.
+    """
+    CHUNKS: tl.constexpr = (D + DIMS - 1) // DIMS
+    SHORT: tl.constexpr = DIMS <= 8
+    SHORTEST: tl.constexpr = DIMS <= 4
+    WITHIN: tl.constexpr = (DIMS > 8) & (CHUNKS == 1) & (D + 2 <= DIMS)
+    DEPTH: tl.constexpr = 32 if DIMS * (PARTS + 1) > 16 else 16
+    query_blocks = tl.cdiv(rows, BLOCK_QUERIES)
+    group = (tl.program_id(0) // query_blocks).to(tl.int64)
+    first_query = (tl.program_id(0) % query_blocks).to(tl.int64) * BLOCK_QUERIES
+    n = first_query + tl.arange(0, BLOCK_QUERIES)
+    exists = n < rows
+    row = query_rows(x, n, group, inner, x_stride_outer, x_stride_inner, x_stride_g)
+    unit = tl.load(scale + group)
+    middle = ()
+    size = tl.zeros([BLOCK_QUERIES], tl.float32)
+    for chunk in tl.static_range(CHUNKS):
+        dim = chunk * DIMS + tl.arange(0, DIMS)
+        middle = middle + (tl.load(centre + group * D + dim, mask=dim < D, other=0.0) * unit,)  # noqa: RUF005
+        inside = exists[:, None] & (dim < D)[None, :]
+        numbers = row[:, None] + dim[None, :] * x_stride_d
+        value = _centred(tl.load(numbers, mask=inside, other=0.0), middle[chunk], unit)
+        size += tl.sum(value * value, axis=1)
+    trusted = _trusted(size, exists)
+    tl.store(unsettled + n * num_groups + group, tl.full(n.shape, 1, tl.int32), mask=exists & (trusted == 0))
+    norm = tl.zeros([BLOCK_QUERIES], tl.float32)
+    error = tl.zeros([BLOCK_QUERIES], tl.float32)
+    query_high = ()
+    query_low = ()
+    for chunk in tl.static_range(CHUNKS):
+        if CHUNKS > 1:  # read again: all chunks at one time are too many for the registers
+            dim = chunk * DIMS + tl.arange(0, DIMS)
+            inside = exists[:, None] & (dim < D)[None, :]
+            numbers = row[:, None] + dim[None, :] * x_stride_d
+            value = _centred(tl.load(numbers, mask=inside, other=0.0), middle[chunk], unit)
+        high, low, chunk_norm, chunk_error = _query_parts(value, trusted, PARTS)
+        norm += chunk_norm
+        error += chunk_error
+        high *= -2
+        low *= -2
+        if SHORT:
+            ones = _pair_at(256.0, 0.125, DIMS, 0) + tl.zeros(high.shape, tl.float32)
+            query_high = query_high + (_slots(high, high, low, ones, PARTS, DEPTH, False),)  # noqa: RUF005
+        else:
+            if WITHIN:
+                high += _pair_at(256.0, 0.125, DIMS, D)
+            query_high = query_high + (high.to(tl.float16),)  # noqa: RUF005
+            query_low = query_low + (low.to(tl.float16),)  # noqa: RUF005
+    query_ones = tl.broadcast_to(_pair_at(256.0, 0.125, 16, 0), [BLOCK_QUERIES, 16]).to(tl.float16)
+    shift = tl.max(norm, axis=0) * (1 + _PAD) + _PAD
+    norm = tl.where(trusted, norm, -1.0)
+
+    start = tl.program_id(1).to(tl.int64) * codes_per_split
+    left = tl.minimum(num_codes - start, codes_per_split).to(tl.int32)
+    tiles = tl.cdiv(left, BLOCK_CODES)
+    column = tl.arange(0, BLOCK_CODES)
+    dim = tl.arange(0, DIMS)
+    stride_k = codebook_stride_k.to(tl.int64)
+    stride_g = codebook_stride_g.to(tl.int64)
+    stride_d = codebook_stride_d
+    if CONTIGUOUS:
+        stride_k = D
+        stride_g = num_codes.to(tl.int64) * D
+        stride_d = 1
+    first_code = codebook + group * stride_g + start * stride_k
+    offset = column[:, None] * stride_k + dim[None, :] * stride_d
+
+    best = tl.full([BLOCK_QUERIES, A * C], NO_SCORE, tl.int32)
+    second = best
+    third = best
+    raw = tl.load(first_code + offset, mask=(column < left)[:, None] & (dim < D)[None, :], other=0.0)
+    for step in range(tl.cdiv(tiles, CELL_TILES)):
+        cell = tl.full([BLOCK_QUERIES, A * C], NO_SCORE, tl.int32)
+        for _ in range(tl.minimum(CELL_TILES, tiles - step * CELL_TILES)):
+            present = column < left
+            code_norm = tl.zeros([BLOCK_CODES], tl.float32)
+            for chunk in tl.static_range(CHUNKS):
+                code = _centred(raw, middle[chunk], unit)
+                # the next numbers are on their way while these are multiplied
+                if chunk + 1 < CHUNKS:
+                    ahead = present[:, None] & (dim < D - (chunk + 1) * DIMS)[None, :]
+                    raw = tl.load(first_code + (chunk + 1) * DIMS * stride_d + offset, mask=ahead, other=0.0)
+                else:
+                    left -= BLOCK_CODES
+                    first_code += BLOCK_CODES * stride_k
+                    ahead = (column < left)[:, None] & (dim < D)[None, :]
+                    raw = tl.load(first_code + offset, mask=ahead, other=0.0)
+                rounded = _half(code)
+                code_low = code
+                if PARTS == 3:
+                    code_low = _low_part(code, rounded)
+                    rounded += code_low
+                code_norm += tl.sum(rounded * rounded, axis=1)
+                # of a longer outlier, its norm outweighs what is left of it
+                keep = (code_norm <= _RANGE * _RANGE)[:, None] if CHUNKS == 1 else tl.abs(code) <= _RANGE
+                code_high = _normal(code, keep)
+                if (PARTS == 3) & (CHUNKS == 1):
+                    code_low = tl.where(keep, code_low, 0.0)
+                if chunk + 1 == CHUNKS:
+                    hi, lo = _norm_parts(code_norm, shift, present)
+                    hi, lo = hi[:, None], lo[:, None]
+                if SHORT:
+                    # in every pair of columns: those that the queries' zeros meet do not matter
+                    norms = tl.where((dim % 2 == 0)[None, :], hi, lo)
+                    operand = _slots(code_high, code_low, code_high, norms, PARTS, DEPTH, INLINE_ASM)
+                elif WITHIN:
+                    operand = _to_half(code_high + _pair_at(hi, lo, DIMS, D), INLINE_ASM)
+                else:
+                    operand = _to_half(code_high, INLINE_ASM)
+                if chunk == 0:
+                    score = _product(query_high[0], operand)
+                else:
+                    score = tl.dot(query_high[chunk], tl.trans(operand), score)
+                if (PARTS == 3) & (not SHORT):
+                    score = tl.dot(query_high[chunk], tl.trans(_to_half(code_low, INLINE_ASM)), score)
+                    score = tl.dot(query_low[chunk], tl.trans(operand), score)
+            if not (SHORT or WITHIN):
+                score = tl.dot(query_ones, tl.trans(_to_half(_pair_at(hi, lo, 16, 0), INLINE_ASM)), score)
+            cell = lane_minimum(cell, score.to(tl.int32, bitcast=True), A, B, C, E, INLINE_ASM)
+        best, second, third = update_lanes(best, second, third, cell, step, ID_BITS)
+
+    if SHORTEST:
+        # computed once more: kept across the loop, the two would take the last registers of the tile
+        dim = tl.arange(0, DIMS)
+        origin = tl.load(centre + group * D + dim, mask=dim < D, other=0.0) * unit
+        inside = (n < rows)[:, None] & (dim < D)[None, :]
+        value = _centred(tl.load(row[:, None] + dim[None, :] * x_stride_d, mask=inside, other=0.0), origin, unit)
+        trusted = _trusted(tl.sum(value * value, axis=1), n < rows)
+        high, low, norm, error = _query_parts(value, trusted, PARTS)
+    else:
+        trusted = norm >= 0
+    query = n * num_groups + group
+    has_nan = (tl.min(best, axis=1) < 0).to(tl.int32)
+    tl.store(unsettled + query, has_nan, mask=(n < rows) & (has_nan > 0))
+    emit_candidates(
+        best, second, third, norm, error, shift, unit, trusted, query, start, limit, found, unsettled, entry_score,
+        entry_first, CERTIFICATE, A, B, C, E, CELL_TILES, ID_BITS, SLOTS,
+    )  # fmt: skip
