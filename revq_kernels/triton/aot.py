@@ -20,11 +20,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import triton
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from revq_kernels.triton.launch import Launch
+
 TARGETS = ("sm_80", "sm_89", "sm_90", "sm_100", "gfx942", "gfx950")
+
+POINTEES = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -93,13 +105,38 @@ def compile_for(
     compiled = triton.compile(ASTSource(kernel, types, values, attributes), gpu_target(target), options)
     if target.startswith("sm_"):
         sass, usage = _disassemble(compiled.asm["cubin"])
-        spills = sum(opcode.startswith(("LDL", "STL")) for _, opcode, _ in _instructions(sass))
+        spills = sum(opcode.startswith(("LDL", "STL")) for _, opcode, _ in instructions(sass))
         registers, stack = (int(re.search(rf"\b{name}:(\d+)", usage).group(1)) for name in ("REG", "STACK"))
         return Compiled(target, registers, spills, stack, compiled.metadata.shared, sass, compiled.asm)
     notes = {name: int(n) for name, n in re.findall(r"\.(\w+):\s+(\d+)", compiled.asm["amdgcn"])}
     spilled = notes.get("vgpr_spill_count")
     stack = notes.get("private_segment_fixed_size")
     return Compiled(target, notes.get("vgpr_count"), spilled, stack, compiled.metadata.shared, "", compiled.asm)
+
+
+def compile_launch(launch: Launch, target: str) -> Compiled:
+    """Compile what a launch would compile on ``target``, by the types and values of its arguments.
+
+    As at a launch: an integer 1 becomes a constant, multiples of 16 are known to be such, and neither where the kernel
+    says ``do_not_specialize``.  Tensors may be on any device, the meta device too; they count as aligned to 16 bytes.
+    """
+    kernel = launch.kernel
+    signature: dict[str, str] = {}
+    constants, divisible = dict(launch.constants), []
+    for parameter, value in zip(kernel.params, launch.arguments, strict=False):
+        if isinstance(value, Tensor):
+            signature[parameter.name] = "*" + POINTEES[value.dtype]
+            divisible.append(parameter.name)
+        elif value == 1 and not parameter.do_not_specialize:
+            constants[parameter.name] = 1
+        else:
+            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if value % 16 == 0 and not parameter.do_not_specialize:
+                divisible.append(parameter.name)
+    return compile_for(
+        kernel, signature, constants, target,
+        num_warps=launch.num_warps, fp_fusion=launch.fp_fusion, divisible=divisible,
+    )  # fmt: skip
 
 
 def _disassemble(cubin: bytes) -> tuple[str, str]:
@@ -116,7 +153,7 @@ def _disassemble(cubin: bytes) -> tuple[str, str]:
         return dump("-sass"), dump("--dump-resource-usage")
 
 
-def _instructions(sass: str) -> list[tuple[int, str, str]]:
+def instructions(sass: str) -> list[tuple[int, str, str]]:
     """(address, opcode, the whole text with its predicate) of every instruction."""
     found = []
     for address, text in re.findall(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?);", sass, re.MULTILINE):
@@ -157,7 +194,7 @@ def _blocks(code: list[tuple[int, str, str]]) -> tuple[list[range], list[list[in
 
 def loops(sass: str) -> list[Loop]:
     """Every loop of the first kernel in a SASS listing."""
-    code = _instructions(sass)
+    code = instructions(sass)
     blocks, following = _blocks(code)
     before: list[list[int]] = [[] for _ in blocks]
     for i, after in enumerate(following):

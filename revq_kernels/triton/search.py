@@ -22,7 +22,8 @@ from revq_kernels.triton.settle import settle
 from revq_kernels.triton.tensor_core import tensor_core
 
 STATES_PER_PROGRAM = 1024
-SETTLE_QUERIES = 16
+CANDIDATES_PER_PROGRAM = 256
+"""Codes that one program of `settle` looks at together: one for each of its threads, so that nothing spills."""
 
 
 class State(NamedTuple):
@@ -194,9 +195,11 @@ def _settle(this: Round) -> Launch:
     if chosen is not None:
         _, b, c, e = chosen.lanes
         cell = {"BLOCK_CODES": chosen.block_codes, "CELL_TILES": chosen.cell_tiles, "B": b, "C": c, "E": e}
+    members = cell["CELL_TILES"] * cell["B"] * cell["E"]
+    queries = max(1, min(16, CANDIDATES_PER_PROGRAM // members)) if chosen else 32
     values, counts = this.quantized, this.count
     blocks = {
-        "D": d, "PADDED_D": min(padded(d), 64), "BLOCK_QUERIES": SETTLE_QUERIES, "SLOTS": plan.slots, **cell,
+        "D": d, "PADDED_D": min(padded(d), 64), "BLOCK_QUERIES": queries, "SLOTS": plan.slots, **cell,
         "CANDIDATES": chosen is not None, "QUANTIZE": values is not None, "COUNT": counts is not None,
     }  # fmt: skip
     arguments = (
@@ -204,4 +207,4 @@ def _settle(this: Round) -> Launch:
         this.indices, this.indices if values is None else values, this.indices if counts is None else counts,
         *this.sizes,
     )  # fmt: skip
-    return Launch(settle, (num_groups * triton.cdiv(rows, SETTLE_QUERIES),), arguments, blocks, 4, False)
+    return Launch(settle, (num_groups * triton.cdiv(rows, queries),), arguments, blocks, 8, False)

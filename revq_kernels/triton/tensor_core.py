@@ -127,7 +127,7 @@ def _query_parts(value, trusted, PARTS: tl.constexpr):
     return high, low, tl.sum((high + low) * (high + low), axis=1), tl.sum(lost * lost, axis=1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["inner", "rows", "num_groups", "codebook_stride_g", "codebook_stride_k"])
 def tensor_core(
     x,
     inner,

@@ -1,0 +1,167 @@
+"""Every kernel as it is shipped, compiled for cards that are not there: no spills, bounded shared memory, counted loops."""
+
+from functools import cache
+
+import pytest
+import torch
+
+from revq_kernels import triton
+
+if triton.interpreted():
+    pytest.skip("the interpreter compiles nothing", allow_module_level=True)
+if triton.unavailable("cuda") is not None:
+    pytest.skip(f"no Triton: {triton.unavailable('cuda')}", allow_module_level=True)
+
+from revq_kernels.triton import aot, config, search
+from revq_kernels.triton.launch import Launch
+
+SHARED = {"sm_80": 163, "sm_89": 99, "sm_90": 227, "sm_100": 227, "gfx942": 64}
+"""Kilobytes that one program may have."""
+
+CASES = [
+    *((target, form, d, torch.float32, True) for target in SHARED for form in config.FORMS for d in (4, 8)),
+    *(("sm_90", form, d, torch.float32, True) for form in config.FORMS for d in (1, 16, 64)),
+    *(("sm_90", form, d, torch.bfloat16, True) for form in config.FORMS for d in (4, 8)),
+    *(("sm_90", form, d, torch.float32, False) for form in config.FORMS for d in (4, 8)),
+    ("sm_90", "tensor_core", 6, torch.float16, True),
+    ("sm_90", "tensor_core", 256, torch.float32, True),
+]
+
+
+def launches(target: str, form: str, d: int, dtype: torch.dtype, contiguous: bool, parts: int = 1) -> list[Launch]:
+    """What a search of 256 queries in 512 groups among 16,384 codes would launch on a card with 132 multiprocessors."""
+    rows, num_groups, num_codes = 256, 512, 16384
+    x = torch.empty(rows, num_groups, d, device="meta", dtype=dtype)
+    codebook = torch.empty(num_groups, num_codes, d, device="meta", dtype=dtype)
+    if not contiguous:
+        codebook = torch.empty(num_groups, d, num_codes, device="meta", dtype=dtype).transpose(1, 2)
+    card = config.Target(target, 132, "a card")
+    first_pass = None
+    if parts == 3:
+        default = config.default_first_pass(form, d, target, contiguous=False)  # the smaller tile
+        first_pass = config.FirstPassConfig(**{**default.__dict__, "parts": 3})
+    plan = config.make_plan(rows, num_groups, num_codes, d, card, form, first_pass, contiguous)
+    indices = torch.empty(rows, num_groups, dtype=torch.int64, device="meta")
+    count = torch.empty(num_groups, num_codes, dtype=torch.int64, device="meta")
+    this = next(search.rounds_of(x, codebook, indices, x, count, plan))
+    return list(search.launches(this))
+
+
+@cache
+def compiled(target: str, form: str, d: int, kernel: str, parts: int = 1) -> tuple[aot.Compiled, Launch]:
+    """The kernel of that name among the launches for float32."""
+    launch = next(x for x in launches(target, form, d, torch.float32, True, parts) if x.kernel.__name__ == kernel)
+    return aot.compile_launch(launch, target), launch
+
+
+@pytest.mark.parametrize(("target", "form", "d", "dtype", "contiguous"), CASES)
+def test_nothing_shipped_spills(target, form, d, dtype, contiguous):
+    for launch in launches(target, form, d, dtype, contiguous):
+        kernel = aot.compile_launch(launch, target)
+        assert kernel.spills == 0, f"{launch.kernel.__name__}: {kernel.spills} spills at {kernel.registers} registers"
+        assert kernel.shared <= SHARED[target] * 1024
+
+
+@pytest.mark.parametrize("kernel", ["settle", "fallback", "direct_search"])
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_what_computes_the_contracts_distance_fuses_and_flushes_nothing(kernel, target):
+    form = "direct" if kernel == "direct_search" else "tensor_core"
+    found = compiled(target, form, 8, kernel)[0]
+    opcodes = {opcode for _, opcode, _ in aot.instructions(found.sass)}
+    assert "FADD" in opcodes and "FMUL" in opcodes
+    assert not [opcode for opcode in opcodes if opcode.startswith("FFMA")]
+    assert not [opcode for opcode in opcodes if opcode.startswith(("FADD.FTZ", "FMUL.FTZ", "FMNMX.FTZ"))]
+
+
+def per_pair(kernel: aot.Compiled, launch: Launch, inner_tiles: int) -> float:
+    """Instructions per pair of query and code: the loop over tiles, and that over steps around it, by their trips.
+
+    ``inner_tiles`` tiles are one trip of the inner loop.  What a program does once is left out.
+    """
+    blocks = launch.constants
+    pairs = blocks["BLOCK_QUERIES"] * blocks["BLOCK_CODES"] // (32 * launch.num_warps)
+    found = aot.loops(kernel.sass)
+    inner = next(loop for loop in found if loop.depth == 1)
+    outer = next(loop for loop in found if loop.depth == 0 and loop.start <= inner.start and loop.end >= inner.end)
+    trips = [{inner: blocks["CELL_TILES"] // inner_tiles, outer: 1}.get(loop, 0) for loop in found]
+    return aot.instructions_per_pair(kernel, trips, blocks["CELL_TILES"] * pairs)
+
+
+@pytest.mark.parametrize(("d", "parts", "most"), [(4, 1, 1.8), (8, 1, 1.8), (8, 3, 3.0)])
+def test_instructions_of_the_tensor_core_form(d, parts, most):
+    assert per_pair(*compiled("sm_90", "tensor_core", d, "tensor_core", parts), inner_tiles=1) <= most
+
+
+@pytest.mark.parametrize(("d", "most"), [(4, 6.7), (8, 11)])
+def test_instructions_of_the_fma_form(d, most):
+    kernel, launch = compiled("sm_90", "fma", d, "fma")
+    assert per_pair(kernel, launch, inner_tiles=launch.constants["UNROLL"]) <= most
+
+
+@pytest.mark.parametrize(("d", "most"), [(4, 17), (8, 31)])
+def test_instructions_of_the_direct_form(d, most):
+    kernel, launch = compiled("sm_90", "direct", d, "direct_search")
+    pairs = launch.constants["BLOCK_QUERIES"] * launch.constants["BLOCK_CODES"] // (32 * launch.num_warps)
+    assert len(aot.loops(kernel.sass)) == 1
+    assert aot.instructions_per_pair(kernel, [1], pairs) <= most
+
+
+def test_loops_are_found_and_weighted():
+    sass = "\n".join(
+        f"        /*{address:04x}*/                   {text} ;"
+        for address, text in enumerate(
+            [
+                "MOV R1, R2",
+                "FADD R1, R1, R2",
+                "FMUL R3, R1, R1",
+                "@P0 BRA 0x20",
+                "FADD R1, R1, R3",
+                "@P1 BRA 0x10",
+                "EXIT",
+            ]
+        )
+        for address in [address * 16]
+    )
+    outer, inner = aot.loops(sass)
+    assert (outer.depth, outer.own, inner.depth, inner.own) == (0, 3, 1, 2)
+    kernel = aot.Compiled("sm_90", 1, 0, 0, 0, sass, {})
+    assert aot.instructions_per_pair(kernel, [1, 10], 4) == (3 + 20) / 4
+    with pytest.raises(ValueError, match="2 loops were found and 1 trip counts given"):
+        aot.instructions_per_pair(kernel, [1], 4)
+
+
+def test_the_workspace_is_bounded():
+    for shape in ((256, 512, 16384, 4), (128, 256, 262144, 8), (256, 1, 262144, 8), (2**20, 1, 262144, 8)):
+        for form in config.FORMS:
+            plan = config.make_plan(*shape, config.Target("sm_90", 132, "a card"), form)
+            queries = min(shape[0], plan.rows_per_round) * shape[1]
+            assert queries * (20 + 8 * plan.slots) <= config.WORKSPACE
+            assert plan.splits * plan.codes_per_split >= shape[2] > (plan.splits - 1) * plan.codes_per_split
+
+
+@pytest.mark.parametrize(("rows", "num_groups", "num_codes"), [(256, 1, 262144), (128, 256, 262144), (256, 512, 16384)])
+def test_every_multiprocessor_gets_work(rows, num_groups, num_codes):
+    plan = config.make_plan(rows, num_groups, num_codes, 8, config.Target("sm_90", 132, "a card"))
+    assert plan.form == "tensor_core"
+    assert num_groups * -(-rows // plan.first_pass.block_queries) * plan.splits >= 1.9 * 132
+
+
+def test_the_form_follows_the_problem_and_the_card():
+    def form(arch: str, k: int = 65536, d: int = 8) -> str:
+        return config.make_plan(1024, 8, k, d, config.Target(arch, 100, "a card")).form
+
+    assert [form("sm_90"), form("sm_80"), form("sm_75"), form("gfx942")] == ["tensor_core", "tensor_core", "fma", "fma"]
+    assert [form("sm_90", d=2), form("sm_90", d=513), form("sm_90", k=300)] == ["fma", "direct", "direct"]
+
+
+def test_a_measured_card_overrules_the_default(monkeypatch, tmp_path):
+    monkeypatch.setattr(config, "MEASURED", tmp_path)
+    card = config.Target("sm_90", 132, "Some Card 9000 (SXM)")
+    path = config.measured_path(card.card)
+    assert path.name == "some-card-9000-sxm.json"
+    path.write_text(
+        '{"configs": {"tensor_core": {"8": {"form": "tensor_core", "block_queries": 64, "block_codes": 64,'
+        ' "lanes": [8, 1, 4, 2], "cell_tiles": 16, "num_warps": 4, "parts": 1, "depth": 8, "unroll": 1, "ms": 1.0}}}}'
+    )
+    assert config.make_plan(256, 256, 65536, 8, card).first_pass.block_queries == 64
+    assert config.make_plan(256, 256, 65536, 4, card).first_pass.block_queries == 128
