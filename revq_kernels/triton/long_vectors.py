@@ -1,7 +1,7 @@
 """The first pass on tensor cores for long vectors: a matrix product over packed rows, and a certificate.
 
 `pack` has centred, scaled and rounded queries and codes to float16, with a factor -2 in the queries.  A program keeps
-its queries, streams codes past them, and adds to each product the code's norm and T, in float32:
+its queries, streams codes past them, and starts each product from the code's norm and T, added in float32:
 
     S = (|c|^2 + T) - 2 x.c
 
@@ -53,13 +53,15 @@ def long_vectors(
     ID_BITS: tl.constexpr,
     SLOTS: tl.constexpr,
     CERTIFICATE: tl.constexpr,
+    STAGES: tl.constexpr,
     INLINE_ASM: tl.constexpr,
 ):
     """Program (b, s): the b-th BLOCK_QUERIES rows, all groups one after another; the s-th codes_per_split codes.
 
     query_high, query_low: float16 [groups, packed_rows, PITCH], code_high, code_low: [groups, packed_codes, PITCH];
     packed_rows is a multiple of BLOCK_QUERIES, packed_codes of BLOCK_CODES.  CHUNKS: powers of two >= 16 that add up
-    to PITCH.  codes_per_split: a multiple of BLOCK_CODES * CELL_TILES, at most 2^ID_BITS times it.
+    to PITCH.  codes_per_split: a multiple of BLOCK_CODES * CELL_TILES, at most 2^ID_BITS times it.  STAGES: 2 to have
+    the next tile on its way while one is multiplied, which takes shared memory for both.
     """
     blocks = packed_rows // BLOCK_QUERIES
     packed_group = (tl.program_id(0) // blocks).to(tl.int64)
@@ -92,7 +94,7 @@ def long_vectors(
     third = best
     cell = best
     ahead = tl.load(norms + column)
-    for tile in range(tiles):
+    for tile in tl.range(tiles, num_stages=STAGES):
         score = tl.broadcast_to((ahead + shift)[None, :], [BLOCK_QUERIES, BLOCK_CODES])
         # the next norms are on their way while the tile is multiplied; after the last, the last again
         ahead = tl.load(norms + tl.minimum(tile + 1, tiles - 1) * BLOCK_CODES + column)

@@ -23,7 +23,7 @@ from revq_kernels.triton.tensor_core import tensor_core
 
 STATES_PER_PROGRAM = 1024
 CANDIDATES_PER_PROGRAM = 256
-"""Codes that one program of `settle` looks at together: one for each of its threads, so that nothing spills."""
+"""Codes that one program of `settle` looks at together: two for each of its threads, so that nothing spills."""
 
 
 class State(NamedTuple):
@@ -207,4 +207,4 @@ def _settle(this: Round) -> Launch:
         this.indices, this.indices if values is None else values, this.indices if counts is None else counts,
         *this.sizes,
     )  # fmt: skip
-    return Launch(settle, (num_groups * triton.cdiv(rows, queries),), arguments, blocks, 8, False)
+    return Launch(settle, (num_groups * triton.cdiv(rows, queries),), arguments, blocks, 4, False)
