@@ -29,7 +29,13 @@ except ImportError:  # setuptools < 70.1
 
 TORCH_2_10 = "0x020a000000000000"
 TILES = ["csrc/cpu/tile_baseline.cpp", "csrc/cpu/tile_x86_64_v3.cpp", "csrc/cpu/tile_x86_64_v4.cpp", "csrc/cpu/isa.cpp"]
+WALKS = [f"csrc/cpu/index_walk_{isa}.cpp" for isa in ("baseline", "x86_64_v3", "x86_64_v4")]
+INDEX = [*(f"csrc/cpu/index_{part}.cpp" for part in ("build", "fill", "search", "ops")), *WALKS]
 HEADERS = [
+    *(
+        f"csrc/cpu/{name}"
+        for name in ("index.h", "index_layout.h", "index_walk.h", "index_walk.inl", "index_lanes.inl", "work_queue.h")
+    ),
     "csrc/common/problem.h",
     "csrc/cpu/float_mode.h",
     "csrc/cpu/search.h",
@@ -65,7 +71,7 @@ def extensions():
     built = [
         CppExtension(
             "revq_kernels._C",
-            ["csrc/cpu/register.cpp", "csrc/cpu/search.cpp", "csrc/cpu/accumulate.cpp", *TILES],
+            ["csrc/cpu/register.cpp", "csrc/cpu/search.cpp", "csrc/cpu/accumulate.cpp", *INDEX, *TILES],
             depends=HEADERS,
             py_limited_api=True,  # leaves libtorch_python out
             extra_compile_args=[*FLAGS, f"-DTORCH_TARGET_VERSION={TORCH_2_10}"],
@@ -77,7 +83,7 @@ def extensions():
         built.append(
             CppExtension(
                 "revq_kernels._dev",
-                ["csrc/dev/bindings.cpp", *TILES],
+                ["csrc/dev/bindings.cpp", *TILES, *WALKS],
                 depends=HEADERS,
                 include_dirs=[pybind11.get_include()],
                 extra_compile_args=FLAGS,

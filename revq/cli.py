@@ -153,12 +153,12 @@ class Reconstruct:
 
 @dataclass(frozen=True)
 class Tokenize:
-    """Turn images into a token file."""
+    """Turn images, or the latents that `revq encode` made of them, into a token file."""
 
     model: str
     """Model folder or Hugging Face id."""
     images: tuple[Path, ...]
-    """Images, or folders of images."""
+    """Images, folders of images, or one latent store."""
     out: Path
     """The token file to write."""
     vae: str | None = None
@@ -171,11 +171,33 @@ class Tokenize:
     def run(self) -> int:
         """Tokenize."""
         from revq.files import check_output, image_files, tokenize_files
+        from revq.latents import is_latent_store
 
+        if len(self.images) == 1 and is_latent_store(self.images[0]):
+            return self._run_on_latents()
         files = image_files(self.images)
         check_output(self.out, files)
         count, tokens = tokenize_files(_tokenizer(self), files, self.out, batch_size=self.batch_size)
         print(f"{self.out}: {count} images of {tokens} tokens, {self.out.stat().st_size} bytes")
+        return 0
+
+    def _run_on_latents(self) -> int:
+        from revq.files import check_output, tokenize_store
+        from revq.latents import LatentStore
+        from revq.model import ReVQ
+        from revq.model_files import TOKENIZER, model_file
+        from revq.tokenizer import read_description
+
+        check_output(self.out, [])
+        store = LatentStore(self.images[0])
+        name, fingerprint, _ = read_description(model_file(self.model, TOKENIZER, None))
+        if store.plan.vae_fingerprint != fingerprint:
+            raise InputError(
+                f"{self.images[0]}: its latents are of another VAE ({store.plan.vae}) than the model's ({name})"
+            )
+        model = ReVQ.from_pretrained(self.model, device=_device(self.device))
+        count, tokens = tokenize_store(model, store, self.out)
+        print(f"{self.out}: {count} latents of {tokens} tokens, {self.out.stat().st_size} bytes")
         return 0
 
 

@@ -1,20 +1,26 @@
 """Image files to token files and back, a batch at a time."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import Tensor
 
 from revq.atomic_folder import atomic_folder
 from revq.errors import InputError
+from revq.latents import LatentStore
 from revq.progress import progress_bar
 from revq.tokens import load_tokens, save_tokens
 
 if TYPE_CHECKING:
     from revq.model import ReVQ
     from revq.tokenizer import Tokenizer
+
+
+_SEARCHED_TOGETHER = 256
+"""Latents per search, of several of the encoder's batches: the search goes through all codebooks once for all of them."""
 
 
 class NamedFile(NamedTuple):
@@ -52,15 +58,48 @@ def tokenize_files(
     from revq.images import load_image
 
     _check_batch_size(batch_size)
-    parts = []
-    with progress_bar("tokenize", "image", len(files), show=progress) as bar:
+
+    def latents() -> Iterator[Tensor]:
         for start in range(0, len(files), batch_size):
-            batch = [load_image(file.path) for file in files[start : start + batch_size]]
-            parts.append(tokenizer.encode(batch).cpu())
-            bar.update(len(batch))
+            yield tokenizer.latents([load_image(file.path) for file in files[start : start + batch_size]])
+
+    return _tokenize(tokenizer.model, latents(), [file.name for file in files], out, progress)
+
+
+def tokenize_store(model: "ReVQ", store: LatentStore, out: str | Path, *, progress: bool = True) -> tuple[int, int]:
+    """Write the tokens of stored latents as a token file, atomically; returns (latents, tokens per latent).
+
+    A latent's name is its image's, with the number of the crop behind it where an image has several.
+
+    Raises:
+        InputError: if the latents do not have the model's shape.
+    """
+    sources, crops = store.plan.sources, store.plan.crops
+    names = [f"{source}.{crop}" for source in sources for crop in range(crops)] if crops > 1 else list(sources)
+    return _tokenize(model, store.batches(_SEARCHED_TOGETHER), names, out, progress)
+
+
+def _tokenize(
+    model: "ReVQ", batches: Iterable[Tensor], names: list[str], out: str | Path, progress: bool
+) -> tuple[int, int]:
+    """Latents ``[B, C, h, w]``, as many as names in all, to a token file."""
+    per_sample, device = model.config.num_tokens, model.quantizer.codebook.device
+    parts: list[Tensor] = []
+    waiting: list[Tensor] = []
+
+    def search() -> None:
+        if waiting:
+            parts.append(model.encode_latents(torch.cat(waiting).to(device)).cpu())
+            bar.update(len(parts[-1]) * per_sample)
+            waiting.clear()
+
+    with progress_bar("tokenize", "token", len(names) * per_sample, show=progress, scale=True) as bar:
+        for latents in batches:
+            waiting.append(latents)
+            if sum(map(len, waiting)) >= _SEARCHED_TOGETHER:
+                search()
+        search()
     indices = torch.cat(parts)
-    names = [file.name for file in files]
-    model = tokenizer.model
     save_tokens(out, indices, model.config.num_codes, names=names, model=token_fingerprint(model))
     return tuple(indices.shape)
 

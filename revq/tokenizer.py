@@ -90,7 +90,11 @@ class Tokenizer:
         Raises:
             InputError: for a tensor of another shape or dtype, or no image.
         """
-        return self.model.encode_latents(self.vae.encode(self._batch(images)).to(self._model_device))
+        return self.model.encode_latents(self.latents(images).to(self._model_device))
+
+    def latents(self, images: "Tensor | Sequence[Image]") -> Tensor:
+        """The VAE's latents float32 ``[B, C, h, w]`` of images as for `encode`."""
+        return self.vae.encode(self._batch(images))
 
     def decode(self, indices: Tensor) -> Tensor:
         """Images float32 ``[B, 3, image_size, image_size]`` in [-1, 1] of tokens ``[B, T]``.

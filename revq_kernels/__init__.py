@@ -5,6 +5,7 @@ Needs torch alone.  Importing registers operators and does nothing else: kernels
 
 from revq_kernels.dispatch import Choice, explain
 from revq_kernels.functional import Quantized, count_codes_, nearest_code, quantize
+from revq_kernels.index import CodebookIndex
 from revq_kernels.layout import merge_tokens, split_tokens
 from revq_kernels.native import NativeUnavailableError
 from revq_kernels.nn import FastChannelVQ, QuantizerOutput
@@ -13,6 +14,7 @@ from revq_kernels.triton import TritonUnavailableError
 
 __all__ = [
     "Choice",
+    "CodebookIndex",
     "FastChannelVQ",
     "NativeUnavailableError",
     "Quantized",

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revq_kernels.autograd import StraightThrough
+from revq_kernels.automatic import AutomaticIndex
 from revq_kernels.functional import nearest_code, quantize
 from revq_kernels.layout import Split, check_split, merge_tokens, split_tokens
 from revq_kernels.reset import reset_codes_
@@ -28,6 +29,10 @@ class FastChannelVQ(nn.Module):
     (as the released ReVQ code; with one codebook per token, G = T, it is simply codebook t).  T comes from the input.
 
     ``loss = mse(x.detach(), quantized) + commitment * mse(x, quantized.detach())``, in float32.
+
+    In eval mode on the CPU, a large codebook that is searched often is searched through a `CodebookIndex` where that has
+    shown itself the faster way; the results are the same, bit for bit, whatever happens to the codebook in between
+    (``automatic`` says what runs and why).
 
     Several processes: each counts its own choices, and `reset_` decides by them alone.  Under DistributedDataParallel
     pass ``broadcast_buffers=False``, add the counts up over the processes before `reset_`, and give it generators of
@@ -73,6 +78,7 @@ class FastChannelVQ(nn.Module):
         self.deterministic = deterministic
         self.codebook = nn.Parameter(torch.randn(num_groups, num_codes, code_dim, dtype=torch.float32))
         self.register_buffer("count", torch.zeros(num_groups, num_codes, dtype=torch.int64))
+        self.automatic = AutomaticIndex()
 
     def forward(self, x: Tensor) -> QuantizerOutput:
         """Quantise ``x`` ``[B, C, H, W]`` or ``[B, T, d]``; in training mode also count.
@@ -85,10 +91,12 @@ class FastChannelVQ(nn.Module):
             ValueError: if x has another rank, d does not fit, or T is not a multiple of ``num_groups``.
         """
         tokens = self._tokens(x)
-        count = self.count if self.training else None
-        quantized, indices = quantize(
-            self._grouped(tokens), self.codebook, count=count, deterministic=self.deterministic
-        )
+        queries = self._grouped(tokens)
+        if self.training:
+            result = quantize(queries, self.codebook, count=self.count, deterministic=self.deterministic)
+        else:
+            result = self.automatic.quantize(queries, self.codebook, deterministic=self.deterministic)
+        quantized, indices = result
         quantized = quantized.reshape(tokens.shape)
         loss = self._loss(tokens, quantized)
         if self.straight_through:
@@ -98,7 +106,14 @@ class FastChannelVQ(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """The indices of ``x`` ``[B, C, H, W]`` or ``[B, T, d]``: int64 ``[B, T]``; counts nothing."""
         tokens = self._tokens(x)
-        return nearest_code(self._grouped(tokens), self.codebook).reshape(tokens.shape[:2])
+        search = nearest_code if self.training else self.automatic.nearest_code
+        return search(self._grouped(tokens), self.codebook).reshape(tokens.shape[:2])
+
+    def train(self, mode: bool = True) -> "FastChannelVQ":
+        """As any module's; training mode frees the search tree that evaluation may have built."""
+        if mode:
+            self.automatic.forget()
+        return super().train(mode)
 
     def decode(self, indices: Tensor, latent_shape: tuple[int, int, int] | None = None) -> Tensor:
         """The codes of ``indices`` int64 ``[B, T]``: ``[B, T, d]``, or ``[B, C, h, w]`` when a latent shape is given.

@@ -28,6 +28,15 @@ SCHEMAS = {
 
 VARIANTS = ("default", "triton", "reference")
 
+INDEX_SCHEMAS = {
+    "index_build": "(Tensor codebook) -> (Tensor, Tensor, Tensor, Tensor)",
+    "index_refit_": "(Tensor(a!) panels, Tensor ids, Tensor(b!) boxes, Tensor(c!) finite, Tensor codebook) -> ()",
+    "index_matches": "(Tensor panels, Tensor ids, Tensor boxes, Tensor finite, Tensor codebook) -> bool",
+    "index_search": "(Tensor x, Tensor panels, Tensor ids, Tensor boxes, Tensor finite, SymInt num_codes)"
+    " -> (Tensor, Tensor)",
+}
+"""What `CodebookIndex` (``index.py``) is made of; on the CPU alone, and without a reference: `nearest_code` is theirs."""
+
 _library = torch.library.Library("revq", "DEF")
 
 
@@ -50,6 +59,12 @@ def _fake_count_codes_(count: Tensor, indices: Tensor) -> None:
 
 def _fake_codebook_grad(grad: Tensor, indices: Tensor, num_codes: int) -> Tensor:
     return grad.new_empty((grad.shape[-2], num_codes, grad.shape[-1]), dtype=torch.float32)
+
+
+def _fake_index_search(
+    x: Tensor, panels: Tensor, ids: Tensor, boxes: Tensor, finite: Tensor, num_codes: int
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[:-1], dtype=torch.int64), x.new_empty(3, dtype=torch.int64)
 
 
 def _check(name: str, arguments: tuple[Any, ...]) -> None:
@@ -124,6 +139,9 @@ def _define() -> None:
             _library.impl(f"{name}{suffix}", kernel, "CompositeExplicitAutograd")
             torch.library.register_fake(f"revq::{name}{suffix}", fakes[name], lib=_library)
     _library.define("cpu_isa() -> int", tags=(torch.Tag.pt2_compliant_tag,))
+    for name, schema in INDEX_SCHEMAS.items():
+        _library.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.register_fake("revq::index_search", _fake_index_search, lib=_library)
 
 
 _define()

@@ -42,6 +42,19 @@ def check_codebook(codebook: Tensor) -> None:
         raise ValueError(f"codebook: expected 1 <= K <= {MAX_CODES} codes, got K={num_codes}")
 
 
+def check_index_query(x: Tensor, shape: tuple[int, int, int]) -> None:
+    """x ``[..., G, d]`` against the shape of a `CodebookIndex`."""
+    _check_tensor("x", x)
+    _check_dtype("x", x)
+    num_groups, _, code_dim = shape
+    if x.dim() < 2 or tuple(x.shape[-2:]) != (num_groups, code_dim):
+        raise ValueError(
+            f"x: expected [..., G={num_groups}, d={code_dim}] for an index of {shape}, got shape {tuple(x.shape)}"
+        )
+    if x.device.type != "cpu":
+        raise ValueError(f"x: expected a CPU tensor, as the index is, got one on {x.device}")
+
+
 def check_count(count: Tensor, num_groups: int, num_codes: int | None, like: Tensor) -> None:
     """count int64 ``[G, K]`` on ``like``'s device; K is left open when ``num_codes`` is None."""
     _check_tensor("count", count)

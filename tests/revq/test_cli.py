@@ -52,6 +52,27 @@ def made(tmp_path_factory):
     return folder
 
 
+def test_latents_to_tokens(made, tmp_path, capsys):
+    """The tokens of a store are those of its images; the bar counts tokens per second."""
+    model = ("--model", made / "run" / "model")
+    assert revq_main("tokenize", *model, "--images", made / "held_out", "--out", tmp_path / "tokens") == 0
+    error = capsys.readouterr().err
+    assert "tokenize: 100%" in error and "token/s" in error
+    file = load_tokens(tmp_path / "tokens")
+    assert file.indices.shape == (9, 16) and file.names == load_tokens(made / "tokens").names
+    tokenizer = revq.Tokenizer.from_pretrained(made / "run" / "model")
+    store = revq.latents.LatentStore(made / "held_out")
+    assert torch.equal(file.indices, tokenizer.model.encode_latents(store.rows(range(9))))
+    assert revq_main("tokenize", *model, "--images", made / "latents", "--out", tmp_path / "crops") == 0
+    crops = load_tokens(tmp_path / "crops")
+    assert crops.indices.shape == (36, 16) and crops.names[5] == "photo-02.png.1"
+    index = json.loads((made / "held_out" / "index.json").read_text()) | {"vae_fingerprint": "0" * 64}
+    other = shutil.copytree(made / "held_out", tmp_path / "other")
+    (other / "index.json").write_text(json.dumps(index))
+    assert revq_main("tokenize", *model, "--images", other, "--out", tmp_path / "none") == 2
+    assert "its latents are of another VAE" in capsys.readouterr().err
+
+
 def test_images_to_tokens_to_images(made, tmp_path, capsys):
     tokenizer = revq.Tokenizer.from_pretrained(made / "run" / "model")
     file = load_tokens(made / "tokens")

@@ -1,0 +1,217 @@
+// The walk itself, compiled once per instruction set (index_walk_*.cpp) from one source, and hence with one rounding.
+//
+// Why a child may be passed over: its bound is D of the query and the nearest point of its box, computed as D itself,
+// operation by operation.  Rounding is monotone, so each step of the bound is at most the same step of D for any code
+// in the box: bound <= D holds for the rounded numbers, with no slack (docs/kernels.md).  A child is visited unless its
+// bound is strictly greater than the best D so far: an equal one may hold a lower index.
+//
+// How it stays busy: a tree is a chain of waits, each for the step before.  So 32 queries walk together, a level at a
+// time, and what they are to visit stands in lists: no step waits for its neighbour, and no branch depends on one.
+
+#ifdef __FAST_MATH__
+#error "-ffast-math changes distances: the exactness contract forbids it"
+#endif
+
+namespace {
+
+template <int D>  // the code dimension, or 0 for any
+struct Walk {
+  const IndexLayout& layout;
+  const IndexGroup& group;
+  const float* queries;
+  WalkSpace& space;
+
+  REVQ_INLINE int64_t dim() const { return D > 0 ? D : layout.d; }
+  REVQ_INLINE const float* query(int64_t walker) const { return queries + walker * dim(); }
+
+  // D of a query and the 16 codes of a panel.
+  REVQ_INLINE Lanes distance(const float* x, const float* panel) const {
+    Lanes sum{};
+    for (int64_t j = 0; j < dim(); ++j) {
+      const Lanes code = load16(panel + j * 16);
+      for (int h = 0; h < kParts; ++h) {
+        const Floats difference = x[j] - code.part[h];
+        const Floats square = difference * difference;
+        sum.part[h] = j == 0 ? square : sum.part[h] + square;
+      }
+    }
+    return sum;
+  }
+
+  // D of a query and the nearest point of each box of a block.
+  REVQ_INLINE Lanes bound(const float* x, int level, int64_t block) const {
+    const float* lower = group.boxes + (layout.first_block[level] + block) * 2 * dim() * 16;
+    const float* upper = lower + dim() * 16;
+    Lanes sum{};
+    for (int64_t j = 0; j < dim(); ++j) {
+      const Lanes low = load16(lower + j * 16), high = load16(upper + j * 16);
+      for (int h = 0; h < kParts; ++h) {
+        const Floats outside = larger(larger(low.part[h] - x[j], x[j] - high.part[h]), Floats{});
+        const Floats square = outside * outside;
+        sum.part[h] = j == 0 ? square : sum.part[h] + square;
+      }
+    }
+    return sum;
+  }
+
+  REVQ_INLINE int64_t children(int level, int64_t block) const { return layout.children[level] - block * 16; }
+
+  REVQ_INLINE void visit_leaf(int32_t walker, int64_t leaf) {
+    const Lanes lanes = distance(query(walker), group.panels + leaf * dim() * 16);
+    unsigned mask = at_most(lanes, space.best[walker]);
+    if (__builtin_expect(mask == 0, 1)) return;
+    float value[16];
+    __builtin_memcpy(value, &lanes, sizeof value);
+    const int32_t* ids = group.ids + leaf * 16;
+    float best = space.best[walker];
+    int32_t chosen = space.chosen[walker];
+    for (; mask != 0; mask &= mask - 1) {
+      const int lane = __builtin_ctz(mask);
+      const bool nearer = value[lane] < best || (value[lane] == best && ids[lane] < chosen);
+      best = nearer ? value[lane] : best;
+      chosen = nearer ? ids[lane] : chosen;
+    }
+    space.best[walker] = best;
+    space.chosen[walker] = chosen;
+  }
+
+  void visit_leaves(Waiting& list) {
+    space.visited_leaves += list.size;
+    for (int64_t i = 0; i < list.size; ++i) visit_leaf(list.walker[i], list.child[i]);
+    list.size = 0;
+  }
+
+  // The leaves that wait: the nearer ones first, as they lower the best and so spare some of the others.
+  void flush_leaves() {
+    Waiting &list = space.leaves, &near = space.near;
+    int64_t far = 0;
+    for (int64_t i = 0; i < list.size; ++i) {
+      const bool is_near = list.bound[i] <= 0.5f * space.best[list.walker[i]];
+      near.walker[near.size] = list.walker[i];
+      near.child[near.size] = list.child[i];
+      near.size += is_near;
+      list.walker[far] = list.walker[i];
+      list.child[far] = list.child[i];
+      list.bound[far] = list.bound[i];
+      far += !is_near;
+    }
+    visit_leaves(near);
+    list.size = 0;
+    for (int64_t i = 0; i < far; ++i) {
+      list.walker[list.size] = list.walker[i];
+      list.child[list.size] = list.child[i];
+      list.size += list.bound[i] <= space.best[list.walker[i]];
+    }
+    visit_leaves(list);
+  }
+
+  // The blocks that wait at a level: their children join the lists below, which are emptied when they are full.
+  void flush_blocks(int level) {
+    Waiting& list = space.blocks[level];
+    Waiting& below = level == 0 ? space.leaves : space.blocks[level - 1];
+    space.visited_blocks += list.size;
+    for (int64_t i = 0; i < list.size; ++i) {
+      const int32_t walker = list.walker[i], block = list.child[i];
+      const int64_t count = children(level, block);
+      const Lanes bounds = bound(query(walker), level, block);
+      unsigned mask = at_most(bounds, space.best[walker]) & (count >= 16 ? 0xFFFFu : (1u << count) - 1);
+      const int32_t seed = space.seed[walker];
+      mask &= ~(unsigned(level == 1 && seed / 16 == block) << seed % 16);  // visited already
+      append(below, mask, walker, block * 16, bounds);
+      if (below.size > kWaiting - 16) level == 0 ? flush_leaves() : flush_blocks(level - 1);
+    }
+    list.size = 0;
+  }
+
+  // The block of leaves that looks nearest from above: its leaves give each walker a good best to start with.
+  void seed(int64_t count) {
+    const int top = layout.levels - 1;
+    for (int64_t walker = 0; walker < count; ++walker) space.seed[walker] = 0;
+    for (int level = top; level > 0; --level) {
+      for (int64_t walker = 0; walker < count; ++walker) {
+        const int32_t block = space.seed[walker];
+        const Lanes bounds = bound(query(walker), level, block);
+        space.seed[walker] = block * 16 + smallest_lane(bounds, children(level, block));
+      }
+    }
+    for (int64_t walker = 0; walker < count; ++walker) {
+      const int32_t block = space.seed[walker];
+      const Lanes bounds = bound(query(walker), 0, block);
+      const int64_t leaves = children(0, block);
+      const int nearest = smallest_lane(bounds, leaves);
+      space.best[walker] = __builtin_inff();
+      space.chosen[walker] = INT32_MAX;
+      visit_leaf(walker, block * 16 + nearest);
+      const unsigned mask = at_most(bounds, space.best[walker]) & (leaves >= 16 ? 0xFFFFu : (1u << leaves) - 1);
+      append(space.leaves, mask & ~(1u << nearest), walker, block * 16, bounds);
+      if (space.leaves.size > kWaiting - 16) flush_leaves();
+    }
+    flush_leaves();
+    space.visited_blocks += count * layout.levels;
+    space.visited_leaves += count;
+  }
+
+  void run(int64_t count) {
+    seed(count);
+    if (layout.levels == 1) return;  // the seed's block was the root
+    Waiting& root = space.blocks[layout.levels - 1];
+    for (int32_t walker = 0; walker < count; ++walker) {
+      root.walker[walker] = walker;
+      root.child[walker] = 0;
+    }
+    root.size = count;
+    for (int level = layout.levels - 1; level >= 0; --level) flush_blocks(level);
+    flush_leaves();
+  }
+};
+
+// Calls use(Walk<D>) with the D of the layout where the compiler shall know it, else with 0.
+template <typename Use>
+void with_walk(const IndexLayout& layout, const IndexGroup& group, const float* queries, WalkSpace& space, Use use) {
+  switch (layout.d) {
+    case 4: return use(Walk<4>{layout, group, queries, space});
+    case 8: return use(Walk<8>{layout, group, queries, space});
+    case 16: return use(Walk<16>{layout, group, queries, space});
+    default: return use(Walk<0>{layout, group, queries, space});
+  }
+}
+
+}  // namespace
+
+void index_walk(const IndexLayout& layout, const IndexGroup& group, const float* queries, int64_t count,
+                WalkSpace& space) {
+  with_walk(layout, group, queries, space, [&](auto walk) { walk.run(count); });
+}
+
+void index_bound(const IndexLayout& layout, const IndexGroup& group, const float* query, int level, int64_t block,
+                 float* bounds) {
+  WalkSpace unused;
+  with_walk(layout, group, query, unused, [&](auto walk) {
+    const Lanes lanes = walk.bound(query, level, block);
+    __builtin_memcpy(bounds, &lanes, sizeof lanes);
+  });
+}
+
+int32_t index_scan(const IndexLayout& layout, const IndexGroup& group, const float* query) {
+  int32_t best = INT32_MAX, lowest = INT32_MAX;  // the two words of the contract's key
+  WalkSpace unused;
+  const Walk<0> walk{layout, group, query, unused};
+  for (int64_t leaf = 0; leaf < layout.leaves; ++leaf) {
+    const Lanes lanes = walk.distance(query, group.panels + leaf * layout.d * 16);
+    int32_t keys[16];
+    for (int h = 0; h < kParts; ++h) {
+      const Ints key = (Ints)lanes.part[h] | (Ints)(lanes.part[h] != lanes.part[h]);  // a NaN: -1, before all numbers
+      __builtin_memcpy(keys + h * kWidth, &key, sizeof key);
+    }
+    const int32_t* ids = group.ids + leaf * 16;
+    for (int lane = 0; lane < 16; ++lane) {
+      if (keys[lane] < best || (keys[lane] == best && ids[lane] < lowest)) {
+        best = keys[lane];
+        lowest = ids[lane];
+      }
+    }
+  }
+  return lowest;
+}
+
+#undef REVQ_INLINE

@@ -1,0 +1,13 @@
+// The walk for x86-64-v3; empty where the compiler or the processor family has no such clone.
+#if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__)  // REVQ_X86_CLONES of tile.h
+#pragma GCC target("arch=x86-64-v3")
+#include <immintrin.h>
+
+#include "index_walk.h"
+#define REVQ_WALK_ISA 1
+
+namespace revq::x86_64_v3 {
+#include "index_lanes.inl"
+#include "index_walk.inl"
+}  // namespace revq::x86_64_v3
+#endif
