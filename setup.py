@@ -28,14 +28,14 @@ except ImportError:  # setuptools < 70.1
     from wheel.bdist_wheel import bdist_wheel
 
 TORCH_2_10 = "0x020a000000000000"
-TILES = ["csrc/cpu/tile_baseline.cpp", "csrc/cpu/tile_x86_64_v3.cpp", "csrc/cpu/tile_x86_64_v4.cpp", "csrc/cpu/isa.cpp"]
-HEADERS = [
-    "csrc/common/problem.h",
-    "csrc/cpu/float_mode.h",
-    "csrc/cpu/search.h",
-    "csrc/cpu/tile.h",
-    "csrc/cpu/tile.inl",
+CLONES = [
+    "csrc/cpu/tile_baseline.cpp",
+    "csrc/cpu/tile_x86_64_v3.cpp",
+    "csrc/cpu/tile_x86_64_v4.cpp",
+    "csrc/cpu/isa.cpp",
 ]
+BLOCK = ["csrc/cpu/block.cpp", "csrc/cpu/direct.cpp", "csrc/cpu/plan.cpp", *CLONES]  # no torch in these
+HEADERS = [str(path) for pattern in ("*/*.h", "*/*.inl") for path in Path("csrc").glob(pattern)]
 # -ffp-contract=off: gcc would otherwise fuse a product into a sum, which changes the last bit of a distance.
 # No -ffast-math, least of all at link: gcc then switches denormals off for the whole process.
 ROOT = Path(__file__).resolve().parent
@@ -65,7 +65,7 @@ def extensions():
     built = [
         CppExtension(
             "revq_kernels._C",
-            ["csrc/cpu/register.cpp", "csrc/cpu/search.cpp", "csrc/cpu/accumulate.cpp", *TILES],
+            ["csrc/cpu/register.cpp", "csrc/cpu/search.cpp", "csrc/cpu/accumulate.cpp", *BLOCK],
             depends=HEADERS,
             py_limited_api=True,  # leaves libtorch_python out
             extra_compile_args=[*FLAGS, f"-DTORCH_TARGET_VERSION={TORCH_2_10}"],
@@ -77,7 +77,7 @@ def extensions():
         built.append(
             CppExtension(
                 "revq_kernels._dev",
-                ["csrc/dev/bindings.cpp", *TILES],
+                ["csrc/dev/bindings.cpp", *BLOCK],
                 depends=HEADERS,
                 include_dirs=[pybind11.get_include()],
                 extra_compile_args=FLAGS,
