@@ -28,20 +28,16 @@ except ImportError:  # setuptools < 70.1
     from wheel.bdist_wheel import bdist_wheel
 
 TORCH_2_10 = "0x020a000000000000"
-TILES = ["csrc/cpu/tile_baseline.cpp", "csrc/cpu/tile_x86_64_v3.cpp", "csrc/cpu/tile_x86_64_v4.cpp", "csrc/cpu/isa.cpp"]
 WALKS = [f"csrc/cpu/index_walk_{isa}.cpp" for isa in ("baseline", "x86_64_v3", "x86_64_v4")]
 INDEX = [*(f"csrc/cpu/index_{part}.cpp" for part in ("build", "fill", "search", "ops")), *WALKS]
-HEADERS = [
-    *(
-        f"csrc/cpu/{name}"
-        for name in ("index.h", "index_layout.h", "index_walk.h", "index_walk.inl", "index_lanes.inl", "work_queue.h")
-    ),
-    "csrc/common/problem.h",
-    "csrc/cpu/float_mode.h",
-    "csrc/cpu/search.h",
-    "csrc/cpu/tile.h",
-    "csrc/cpu/tile.inl",
+CLONES = [
+    "csrc/cpu/tile_baseline.cpp",
+    "csrc/cpu/tile_x86_64_v3.cpp",
+    "csrc/cpu/tile_x86_64_v4.cpp",
+    "csrc/cpu/isa.cpp",
 ]
+BLOCK = ["csrc/cpu/block.cpp", "csrc/cpu/direct.cpp", "csrc/cpu/plan.cpp", *CLONES]  # no torch in these
+HEADERS = [str(path) for pattern in ("*/*.h", "*/*.inl") for path in Path("csrc").glob(pattern)]
 # -ffp-contract=off: gcc would otherwise fuse a product into a sum, which changes the last bit of a distance.
 # No -ffast-math, least of all at link: gcc then switches denormals off for the whole process.
 ROOT = Path(__file__).resolve().parent
@@ -71,7 +67,7 @@ def extensions():
     built = [
         CppExtension(
             "revq_kernels._C",
-            ["csrc/cpu/register.cpp", "csrc/cpu/search.cpp", "csrc/cpu/accumulate.cpp", *INDEX, *TILES],
+            ["csrc/cpu/register.cpp", "csrc/cpu/search.cpp", "csrc/cpu/accumulate.cpp", *INDEX, *BLOCK],
             depends=HEADERS,
             py_limited_api=True,  # leaves libtorch_python out
             extra_compile_args=[*FLAGS, f"-DTORCH_TARGET_VERSION={TORCH_2_10}"],
@@ -83,7 +79,7 @@ def extensions():
         built.append(
             CppExtension(
                 "revq_kernels._dev",
-                ["csrc/dev/bindings.cpp", *TILES, *WALKS],
+                ["csrc/dev/bindings.cpp", *BLOCK, *WALKS],
                 depends=HEADERS,
                 include_dirs=[pybind11.get_include()],
                 extra_compile_args=FLAGS,

@@ -34,6 +34,10 @@ inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
 template <typename T>
 void load_row(const void* base, int64_t offset, int64_t stride, int64_t count, float* out) {
   const T* row = static_cast<const T*>(base) + offset;
+  if (stride == 1) {  // for the compiler: contiguous numbers are read as vectors
+    for (int64_t j = 0; j < count; ++j) out[j] = static_cast<float>(row[j]);
+    return;
+  }
   for (int64_t j = 0; j < count; ++j) out[j] = static_cast<float>(row[j * stride]);
 }
 
@@ -106,6 +110,14 @@ class Codebook {
   void read(int64_t group, int64_t code, float* out) const {
     load(type_, data_, group * strides_[0] + code * strides_[1], strides_[2], width_, out);
   }
+
+  // A group's rows where they can be used as they stand, row_stride() apart, else nullptr.
+  const float* rows(int64_t group) const {
+    if (type_ != ScalarType::Float || (strides_[2] != 1 && width_ > 1)) return nullptr;
+    return static_cast<const float*>(data_) + group * strides_[0];
+  }
+
+  int64_t row_stride() const { return strides_[1]; }
 
  private:
   const void* data_;

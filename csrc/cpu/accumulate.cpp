@@ -1,4 +1,4 @@
-// Histogram of the chosen codes, and the gradient of the codebook.  A thread owns whole codes, so no two threads write
+// Histogram of the chosen codes, and the gradient of the codebook.  A thread owns whole outputs: no two threads write
 // one number, and each sum runs in query order whatever the number of threads.
 #include <algorithm>
 
@@ -8,34 +8,101 @@
 #include "search.h"
 
 namespace revq {
+namespace {
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// A piece of counting has at least this many rows, and four for every number of its histogram.
+constexpr int64_t kMinRowsPerPiece = int64_t{1} << 16;
+constexpr int64_t kSampledRows = 4096, kRowsAhead = 512;
+
+// Pieces of a group that occupy all threads.
+int64_t pieces_wanted(const Problem& problem) {
+  return divide_up(static_cast<int64_t>(torch::stable::get_num_threads()), problem.G);
+}
+
+// Adds the rows [first, last) of a group to a histogram.
+void count_rows(const int64_t* indices, const Problem& problem, int64_t group, int64_t first, int64_t last,
+                int64_t* histogram) {
+  for (int64_t n = first; n < last; ++n) ++histogram[indices[n * problem.G + group]];
+}
+
+// Cuts a group's codes into `pieces` ranges of about equal work, by a sample of the rows: a row to add, or a code to
+// clear.  Only speed depends on it.
+std::vector<int64_t> balanced_cuts(const int64_t* indices, const Problem& problem, int64_t group, int64_t pieces) {
+  const int64_t step = std::max<int64_t>(1, problem.N / kSampledRows);
+  std::vector<int64_t> cuts{0}, work(problem.K, 1);
+  for (int64_t n = 0; n < problem.N; n += step) work[indices[n * problem.G + group]] += step;
+  int64_t whole = 0, done = 0;
+  for (const int64_t w : work) whole += w;
+  for (int64_t code = 0; code < problem.K; ++code) {
+    done += work[code];
+    while (static_cast<int64_t>(cuts.size()) < pieces && done * pieces >= static_cast<int64_t>(cuts.size()) * whole) {
+      cuts.push_back(code + 1);
+    }
+  }
+  cuts.push_back(problem.K);
+  return cuts;
+}
+
+// Adds the rows of a group that chose one of the codes [first, last), in order.
+void sum_rows(const GroupedRows& grad, const int64_t* indices, const Problem& problem, int64_t group, int64_t first,
+              int64_t last, float* row, float* sums) {
+  int64_t chosen[kRowsAhead];
+  for (int64_t begin = 0; begin < problem.N; begin += kRowsAhead) {
+    int64_t found = 0;
+    for (int64_t n = begin; n < std::min(begin + kRowsAhead, problem.N); ++n) {
+      const int64_t code = indices[n * problem.G + group];
+      chosen[found] = n;  // without a branch, which no processor could predict
+      found += code >= first && code < last;
+    }
+    for (int64_t i = 0; i < found; ++i) {
+      grad.read(chosen[i], group, row);
+      float* sum = sums + indices[chosen[i] * problem.G + group] * problem.d;
+      for (int64_t j = 0; j < problem.d; ++j) sum[j] += row[j];
+    }
+  }
+}
+
+}  // namespace
 
 void add_counts(const int64_t* indices, const Problem& problem, int64_t* count) {
-  torch::stable::parallel_for(0, problem.G, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t group = begin; group < end; ++group) {
-      for (int64_t row = 0; row < problem.N; ++row) ++count[group * problem.K + indices[row * problem.G + group]];
+  const int64_t pieces = std::min(pieces_wanted(problem), problem.N / std::max(kMinRowsPerPiece, 4 * problem.K));
+  if (pieces <= 1) {
+    torch::stable::parallel_for(0, problem.G, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t group = begin; group < end; ++group) {
+        count_rows(indices, problem, group, 0, problem.N, count + group * problem.K);
+      }
+    });
+    return;
+  }
+  std::vector<int64_t> apart(problem.G * pieces * problem.K);
+  torch::stable::parallel_for(0, problem.G * pieces, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t piece = item % pieces;
+      count_rows(indices, problem, item / pieces, problem.N * piece / pieces, problem.N * (piece + 1) / pieces,
+                 apart.data() + item * problem.K);
     }
   });
+  for (int64_t item = 0; item < problem.G * pieces; ++item) {
+    for (int64_t k = 0; k < problem.K; ++k) count[item / pieces * problem.K + k] += apart[item * problem.K + k];
+  }
 }
 
 void sum_segments(const GroupedRows& grad, const int64_t* indices, const Problem& problem, float* total) {
-  const int64_t threads = torch::stable::get_num_threads();
-  // Each slice of a group reads all of the group's indices: only as many slices as it takes to occupy the threads.
-  const int64_t slices = std::min(problem.K, (threads + problem.G - 1) / problem.G);
-  const int64_t codes = (problem.K + slices - 1) / slices;
-  torch::stable::parallel_for(0, problem.G * slices, 1, [&](int64_t begin, int64_t end) {
+  // Each piece of a group reads all of the group's indices: only as many pieces as it takes to occupy the threads.
+  const int64_t pieces = std::min(problem.K, pieces_wanted(problem));
+  std::vector<std::vector<int64_t>> cuts(pieces > 1 ? problem.G : 0);
+  for (size_t group = 0; group < cuts.size(); ++group) cuts[group] = balanced_cuts(indices, problem, group, pieces);
+  torch::stable::parallel_for(0, problem.G * pieces, 1, [&](int64_t begin, int64_t end) {
     const KeepDenormals guard;
     std::vector<float> row(problem.d);
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t group = item / slices, first = std::min(item % slices * codes, problem.K);
-      const int64_t last = std::min(first + codes, problem.K);
-      std::fill(total + (group * problem.K + first) * problem.d, total + (group * problem.K + last) * problem.d, 0.0f);
-      for (int64_t n = 0; n < problem.N; ++n) {
-        const int64_t code = indices[n * problem.G + group];
-        if (code < first || code >= last) continue;
-        grad.read(n, group, row.data());
-        float* sum = total + (group * problem.K + code) * problem.d;
-        for (int64_t j = 0; j < problem.d; ++j) sum[j] += row[j];
-      }
+      const int64_t group = item / pieces, piece = item % pieces;
+      const int64_t first = pieces > 1 ? cuts[group][piece] : 0, last = pieces > 1 ? cuts[group][piece + 1] : problem.K;
+      float* sums = total + group * problem.K * problem.d;
+      std::fill(sums + first * problem.d, sums + last * problem.d, 0.0f);
+      sum_rows(grad, indices, problem, group, first, last, row.data(), sums);
     }
   });
 }

@@ -1,4 +1,5 @@
-// Which clone of the tile runs: decided once, by what the processor says it has.
+// Which clone of the kernels runs: decided once, by what the processor says it has.
+#include "first_pass.h"
 #include "tile.h"
 
 namespace revq {
@@ -17,6 +18,15 @@ SearchTile search_tile(int isa) {
 #if REVQ_X86_CLONES
   if (isa == 1) return x86_64_v3::search_tile;
   if (isa == 2) return x86_64_v4::search_tile;
+#endif
+  return nullptr;
+}
+
+const FirstPass* first_pass(int isa) {
+  if (isa == 0) return &baseline::first_pass;
+#if REVQ_X86_CLONES
+  if (isa == 1) return &x86_64_v3::first_pass;
+  if (isa == 2) return &x86_64_v4::first_pass;
 #endif
   return nullptr;
 }

@@ -44,7 +44,7 @@ Tensor nearest_code(const Tensor& x, const Tensor& codebook) {
   const Problem problem = check_search(x, codebook);
   Tensor indices = empty(x, without_last(x), ScalarType::Long);
   search(GroupedRows(x), Codebook(codebook), problem, static_cast<int64_t*>(indices.mutable_data_ptr()), nullptr,
-         x.scalar_type());
+         x.scalar_type(), nullptr);
   return indices;
 }
 
@@ -57,8 +57,8 @@ std::tuple<Tensor, Tensor> quantize(const Tensor& x, const Tensor& codebook, std
   Tensor indices = empty(x, without_last(x), ScalarType::Long);
   Tensor quantized = empty(x, sizes_of(x), x.scalar_type());
   auto* chosen = static_cast<int64_t*>(indices.mutable_data_ptr());
-  search(GroupedRows(x), Codebook(codebook), problem, chosen, quantized.mutable_data_ptr(), x.scalar_type());
-  if (count.has_value()) add_counts(chosen, problem, static_cast<int64_t*>(count->mutable_data_ptr()));
+  search(GroupedRows(x), Codebook(codebook), problem, chosen, quantized.mutable_data_ptr(), x.scalar_type(),
+         count.has_value() ? static_cast<int64_t*>(count->mutable_data_ptr()) : nullptr);
   return {quantized, indices};
 }
 

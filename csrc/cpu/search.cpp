@@ -1,106 +1,174 @@
-// The search: D of the contract over all codes, a tile of packed codes at a time.  Nothing here is a first pass: the
-// direct form needs no bound, and its result is the contract's by construction.
+// The search: blocks of queries times ranges of codes, shared out to the threads.  An item's smallest keys go to the
+// output by an atomic minimum, so the result depends on no order; the last item of a block gathers and counts.
 #include "search.h"
 
 #include <algorithm>
-#include <limits>
+#include <atomic>
+#include <cmath>
+#include <memory>
+#include <new>
 
 #include <torch/csrc/stable/ops.h>
 
+#include "block.h"
+#include "key.h"
 #include "float_mode.h"
-#include "tile.h"
 
 namespace revq {
 namespace {
 
-// A block of queries shares one packing of the codes: 256 make packing a few per cent of the arithmetic.
-constexpr int64_t kQueriesPerBlock = 256;
-// A tile of codes stays in the first-level cache beside a step's queries.
-constexpr int64_t kTileBytes = 16 * 1024;
-
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-int64_t panels_per_tile(int64_t d) {
-  return std::max<int64_t>(1, kTileBytes / static_cast<int64_t>(sizeof(float) * kLanes * d));
-}
+// With fewer items per thread than this, one slow thread is waited for.
+constexpr int64_t kItemsPerThread = 4;
+// Numbers of codes in an item, at least: less is not worth packing the queries for.
+constexpr int64_t kMinNumbersPerItem = int64_t{1} << 15;
+constexpr int64_t kCentreSamples = 64;
 
-// Panels of codes [first, first + kLanes * num_panels); lanes past the last code repeat it, and so never win: their
-// distance is not smaller and their number is higher.
-void pack(const Codebook& codebook, int64_t group, int64_t first, int64_t num_panels, const Problem& problem,
-          float* row, float* panels) {
-  for (int64_t i = 0; i < num_panels * kLanes; ++i) {
-    if (first + i < problem.K) codebook.read(group, first + i, row);
-    float* panel = panels + (i / kLanes) * problem.d * kLanes + i % kLanes;
-    for (int64_t j = 0; j < problem.d; ++j) panel[j * kLanes] = row[j];
+void lower(int64_t& place, int64_t key) {
+  std::atomic_ref<int64_t> shared(place);
+  int64_t current = shared.load(std::memory_order_relaxed);
+  while (key < current && !shared.compare_exchange_weak(current, key, std::memory_order_relaxed)) {
   }
 }
 
-// The lowest key over the lanes, where a lane's code is its panel * kLanes + lane.
-int64_t winner(const Best& best) {
-  int32_t key = best.key[0];
-  int64_t code = int64_t{best.panel[0]} * kLanes;
-  for (int64_t lane = 1; lane < kLanes; ++lane) {
-    const int64_t candidate = int64_t{best.panel[lane]} * kLanes + lane;
-    if (best.key[lane] < key || (best.key[lane] == key && candidate < code)) {
-      key = best.key[lane];
-      code = candidate;
-    }
-  }
-  return code;
-}
-
-struct Workspace {
-  std::vector<float> queries, panels, row;
-  std::vector<Best> best;
+struct Output {
+  int64_t* indices;
+  void* quantized;
+  ScalarType type;
+  int64_t* count;
 };
 
-void search_block(const GroupedRows& x, const Codebook& codebook, const Problem& problem, int64_t group,
-                  int64_t first_query, int64_t num_queries, SearchTile tile, Workspace& work, int64_t* indices) {
-  const int64_t padded = divide_up(num_queries, kQueriesPerStep) * kQueriesPerStep;
-  for (int64_t q = 0; q < padded; ++q) {
-    x.read(first_query + std::min(q, num_queries - 1), group, &work.queries[q * problem.d]);
-    std::fill_n(work.best[q].key, kLanes, std::numeric_limits<int32_t>::max());
-    std::fill_n(work.best[q].panel, kLanes, 0);
+class Search {
+ public:
+  Search(const GroupedRows& x, const Codebook& codebook, const Problem& problem, const Output& out)
+      : x_(x),
+        codebook_(codebook),
+        problem_(problem),
+        out_(out),
+        plan_(make_plan(cpu_isa(), problem.N, problem.K, problem.d)),
+        threads_(static_cast<int64_t>(torch::stable::get_num_threads())),
+        blocks_(divide_up(problem.N, plan_.queries)) {
+    const int64_t tile = plan_.codes_per_tile();
+    const int64_t wanted = threads_ == 1 ? 1 : divide_up(kItemsPerThread * threads_, problem.G * blocks_);
+    const int64_t most = std::max<int64_t>(1, problem.K * problem.d / kMinNumbersPerItem);
+    codes_per_range_ = divide_up(divide_up(problem.K, std::min(wanted, most)), tile) * tile;
+    ranges_ = divide_up(problem.K, codes_per_range_);
   }
-  const int64_t all_panels = divide_up(problem.K, kLanes), step = panels_per_tile(problem.d);
-  for (int64_t panel = 0; panel < all_panels; panel += step) {
-    const int64_t num_panels = std::min(step, all_panels - panel);
-    pack(codebook, group, panel * kLanes, num_panels, problem, work.row.data(), work.panels.data());
-    tile(work.queries.data(), padded, problem.d, work.panels.data(), num_panels, static_cast<int32_t>(panel),
-         work.best.data());
+
+  void run() {
+    const int64_t items = problem_.G * blocks_ * ranges_, workers = std::min(threads_, items);
+    // All threads' workspace at once, from the caller's heap: the allocator keeps that from call to call.
+    const int64_t own = divide_up(plan_.floats(), 16) * 16;
+    const int64_t floats = own + divide_up(conversion_floats() + 2 * problem_.d, 16) * 16;
+    const auto memory = std::unique_ptr<float[], Free>(
+        static_cast<float*>(::operator new(sizeof(float) * floats * workers, std::align_val_t{64})));
+    std::vector<std::atomic<int64_t>> left(problem_.G * blocks_);
+    for (auto& l : left) l = ranges_;
+    std::atomic<int64_t> next{0};
+    if (ranges_ > 1) std::fill_n(out_.indices, problem_.N * problem_.G, kNoKey);
+    torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+      const KeepDenormals guard;
+      for (int64_t worker = begin; worker < end; ++worker) {
+        float* workspace = memory.get() + worker * floats;
+        BlockSearch block(plan_, workspace);
+        std::vector<int64_t> keys(plan_.queries);
+        float* rest = workspace + own;
+        for (int64_t item = next++; item < items; item = next++) {
+          // All ranges of a block follow each other, and all blocks of a group.
+          const int64_t place = item / ranges_;
+          search_item(place / blocks_, place % blocks_, item % ranges_, block, keys.data(), rest);
+          if (left[place].fetch_sub(1, std::memory_order_acq_rel) == 1) finish(place / blocks_, place % blocks_, rest);
+        }
+      }
+    });
   }
-  for (int64_t q = 0; q < num_queries; ++q) indices[(first_query + q) * problem.G + group] = winner(work.best[q]);
-}
+
+ private:
+  struct Free {
+    void operator()(float* memory) const { ::operator delete(memory, std::align_val_t{64}); }
+  };
+
+  int64_t conversion_floats() const {
+    return codebook_.rows(0) == nullptr ? plan_.codes_per_run() * problem_.d : 0;
+  }
+
+  // The mean of some codes: any centre gives the same result, this one makes the first pass precise.
+  void centre(int64_t group, float* row, float* mean) const {
+    const int64_t samples = std::min(problem_.K, kCentreSamples);
+    std::fill_n(mean, problem_.d, 0.0f);
+    for (int64_t i = 0; i < samples; ++i) {
+      codebook_.read(group, i * problem_.K / samples, row);
+      for (int64_t j = 0; j < problem_.d; ++j) mean[j] += row[j];
+    }
+    for (int64_t j = 0; j < problem_.d; ++j) {
+      mean[j] /= static_cast<float>(samples);
+      if (!std::isfinite(mean[j])) mean[j] = 0.0f;
+    }
+  }
+
+  void search_item(int64_t group, int64_t block_number, int64_t range, BlockSearch& block, int64_t* keys, float* rest) {
+    const int64_t first = block_number * plan_.queries, count = std::min(plan_.queries, problem_.N - first);
+    float *mean = rest, *row = rest + problem_.d, *converted = rest + 2 * problem_.d;
+    for (int64_t q = 0; q < count; ++q) {
+      x_.read(first + q, group, block.queries() + q * problem_.d);
+      int64_t& place = out_.indices[(first + q) * problem_.G + group];
+      keys[q] = ranges_ == 1 ? kNoKey : std::atomic_ref<int64_t>(place).load(std::memory_order_relaxed);
+    }
+    if (plan_.first_pass) centre(group, row, mean);
+    block.begin(count, mean, keys);
+    const int64_t end = std::min(problem_.K, (range + 1) * codes_per_range_);
+    for (int64_t code = range * codes_per_range_; code < end; code += plan_.codes_per_run()) {
+      CodeRows codes{codebook_.rows(group), codebook_.row_stride(), std::min(plan_.codes_per_run(), end - code)};
+      if (codes.rows != nullptr) {
+        codes.rows += code * codes.stride;
+      } else {
+        for (int64_t k = 0; k < codes.count; ++k) codebook_.read(group, code + k, converted + k * problem_.d);
+        codes = {converted, problem_.d, codes.count};
+      }
+      block.search(codes, code);
+    }
+    for (int64_t q = 0; q < count; ++q) {
+      int64_t& place = out_.indices[(first + q) * problem_.G + group];
+      if (ranges_ == 1) {
+        place = keys[q];
+      } else {
+        lower(place, keys[q]);
+      }
+    }
+  }
+
+  // Keys become indices; the rows and counts follow while they are in the cache.
+  void finish(int64_t group, int64_t block_number, float* row) const {
+    const int64_t first = block_number * plan_.queries, last = std::min(problem_.N, first + plan_.queries);
+    for (int64_t n = first; n < last; ++n) {
+      const int64_t place = n * problem_.G + group, code = code_of(out_.indices[place]);
+      out_.indices[place] = code;
+      if (out_.quantized != nullptr) {
+        codebook_.read(group, code, row);
+        store(out_.type, out_.quantized, place * problem_.d, problem_.d, row);
+      }
+      if (out_.count != nullptr) {
+        std::atomic_ref<int64_t>(out_.count[group * problem_.K + code]).fetch_add(1, std::memory_order_relaxed);
+      }
+    }
+  }
+
+  const GroupedRows& x_;
+  const Codebook& codebook_;
+  const Problem& problem_;
+  const Output out_;
+  const Plan plan_;
+  const int64_t threads_, blocks_;  // blocks of queries per group
+  int64_t codes_per_range_, ranges_;
+};
 
 }  // namespace
 
 void search(const GroupedRows& x, const Codebook& codebook, const Problem& problem, int64_t* indices, void* quantized,
-            ScalarType type) {
+            ScalarType type, int64_t* count) {
   if (problem.N == 0) return;
-  const SearchTile tile = search_tile(cpu_isa());
-  // With few groups the blocks shrink until every thread has one.
-  const int64_t blocks_wanted = divide_up(static_cast<int64_t>(torch::stable::get_num_threads()), problem.G);
-  const int64_t per_block = std::min(kQueriesPerBlock, divide_up(problem.N, blocks_wanted));
-  const int64_t blocks = divide_up(problem.N, per_block);
-  torch::stable::parallel_for(0, problem.G * blocks, 1, [&](int64_t begin, int64_t end) {
-    const KeepDenormals guard;
-    Workspace work;
-    work.queries.resize((per_block + kQueriesPerStep) * problem.d);
-    work.panels.resize(panels_per_tile(problem.d) * kLanes * problem.d);
-    work.row.resize(problem.d);
-    work.best.resize(per_block + kQueriesPerStep);
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t group = item / blocks, first = item % blocks * per_block;
-      const int64_t count = std::min(per_block, problem.N - first);
-      search_block(x, codebook, problem, group, first, count, tile, work, indices);
-      if (quantized == nullptr) continue;
-      for (int64_t row = first; row < first + count; ++row) {
-        const int64_t place = row * problem.G + group;
-        codebook.read(group, indices[place], work.row.data());
-        store(type, quantized, place * problem.d, problem.d, work.row.data());
-      }
-    }
-  });
+  Search(x, codebook, problem, {indices, quantized, type, count}).run();
 }
 
 }  // namespace revq

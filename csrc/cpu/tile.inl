@@ -8,19 +8,19 @@
 
 namespace {
 
-typedef float Floats __attribute__((vector_size(32)));
-typedef int32_t Ints __attribute__((vector_size(32)));
-constexpr int64_t kWidth = 8;
+constexpr int64_t kWidth = REVQ_LANES == 16 ? 16 : 8;
+typedef float Floats __attribute__((vector_size(4 * (REVQ_LANES == 16 ? 16 : 8))));
+typedef int32_t Ints __attribute__((vector_size(4 * (REVQ_LANES == 16 ? 16 : 8))));
 constexpr int kHalves = kLanes / kWidth;
 
-inline __attribute__((always_inline)) Floats load8(const float* from) {
+inline __attribute__((always_inline)) Floats load_floats(const float* from) {
   Floats value;
   __builtin_memcpy(&value, from, sizeof value);
   return value;
 }
 
 inline __attribute__((always_inline)) Floats broadcast(float value) {
-  return Floats{value, value, value, value, value, value, value, value};
+  return value - Floats{};  // the compiler knows that this is a copy
 }
 
 // The upper word of the key: the bits of a distance, which is never negative, or -1 for a NaN, before every number.
@@ -43,7 +43,7 @@ void search_tile(const float* queries, int64_t count, int64_t d, const float* pa
       const float* codes = panels + p * d * kLanes;
       Floats distance[kQueriesPerStep][kHalves];
       for (int h = 0; h < kHalves; ++h) {
-        const Floats c = load8(codes + h * kWidth);
+        const Floats c = load_floats(codes + h * kWidth);
         for (int64_t i = 0; i < kQueriesPerStep; ++i) {
           const Floats difference = broadcast(x[i * d]) - c;
           distance[i][h] = difference * difference;
@@ -51,7 +51,7 @@ void search_tile(const float* queries, int64_t count, int64_t d, const float* pa
       }
       for (int64_t j = 1; j < d; ++j) {
         for (int h = 0; h < kHalves; ++h) {
-          const Floats c = load8(codes + j * kLanes + h * kWidth);
+          const Floats c = load_floats(codes + j * kLanes + h * kWidth);
           for (int64_t i = 0; i < kQueriesPerStep; ++i) {
             const Floats difference = broadcast(x[i * d + j]) - c;
             distance[i][h] = distance[i][h] + difference * difference;
@@ -64,7 +64,7 @@ void search_tile(const float* queries, int64_t count, int64_t d, const float* pa
           const Ints candidate = key_of(distance[i][h]);
           const Ints nearer = candidate < key[i][h];  // strictly: among equals the earlier panel stays
           key[i][h] = nearer ? candidate : key[i][h];
-          panel[i][h] = nearer ? Ints{here, here, here, here, here, here, here, here} : panel[i][h];
+          panel[i][h] = nearer ? Ints{} + here : panel[i][h];
         }
       }
     }

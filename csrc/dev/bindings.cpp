@@ -1,4 +1,4 @@
-// A window for the tests (built with REVQ_DEV=1, never in a wheel): every clone of the tile, on raw arrays.
+// A window for the tests (built with REVQ_DEV=1, never in a wheel): every clone of the kernels, on raw arrays.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -6,8 +6,10 @@
 #include <memory>
 #include <stdexcept>
 
+#include "../cpu/block.h"
 #include "../cpu/float_mode.h"
 #include "../cpu/index_walk.h"
+#include "../cpu/key.h"
 #include "../cpu/tile.h"
 
 namespace py = pybind11;
@@ -16,10 +18,15 @@ namespace {
 
 using Floats = py::array_t<float, py::array::c_style>;
 
+void check_isa(int isa) {
+  if (isa < 0 || isa > revq::cpu_isa() || revq::search_tile(isa) == nullptr) {
+    throw std::invalid_argument("this machine or build has no such clone");
+  }
+}
+
 // queries [n, d] (n a multiple of QUERIES_PER_STEP), panels [p, d, LANES] -> (key [n, LANES], panel [n, LANES]).
 py::tuple run_tile(int isa, const Floats& queries, const Floats& panels, int first_panel) {
-  const auto tile = isa <= revq::cpu_isa() ? revq::search_tile(isa) : nullptr;
-  if (tile == nullptr) throw std::invalid_argument("this machine or build has no such clone");
+  check_isa(isa);
   const py::ssize_t n = queries.shape(0), lanes = revq::kLanes;
   if (n % revq::kQueriesPerStep != 0 || panels.shape(2) != lanes || panels.shape(1) != queries.shape(1)) {
     throw std::invalid_argument("expected queries [n, d] and panels [p, d, LANES]");
@@ -31,7 +38,8 @@ py::tuple run_tile(int isa, const Floats& queries, const Floats& panels, int fir
   }
   {
     const revq::KeepDenormals guard;
-    tile(queries.data(), n, queries.shape(1), panels.data(), panels.shape(0), first_panel, best.data());
+    revq::search_tile(isa)(queries.data(), n, queries.shape(1), panels.data(), panels.shape(0), first_panel,
+                           best.data());
   }
   py::array_t<int32_t> key({n, lanes}), panel({n, lanes});
   for (py::ssize_t i = 0; i < n; ++i) {
@@ -85,6 +93,64 @@ py::array_t<float> run_bound(int isa, const Floats& queries, const Floats& boxes
   return bounds;
 }
 
+// queries [n, d], codes [K, d], centre [d] -> (index [n], candidate cells, queries that took D over a run of codes).
+py::tuple search(int isa, const Floats& queries, const Floats& codes, const Floats& centre, double certificate_scale,
+                 int64_t tiles) {
+  check_isa(isa);
+  const int64_t n = queries.shape(0), K = codes.shape(0), d = codes.shape(1);
+  if (n == 0 || queries.shape(1) != d || centre.shape(0) != d) throw std::invalid_argument("expected one d, and n > 0");
+  revq::Plan plan = revq::make_first_pass_plan(isa, n, K, d);
+  plan.certificate_scale = certificate_scale;
+  if (tiles > 0) plan.tiles = std::min(plan.tiles, tiles);
+  std::vector<float> memory(plan.floats() + 16);
+  std::vector<int64_t> keys(n, revq::kNoKey);
+  revq::BlockSearch block(plan, memory.data());
+  const revq::KeepDenormals guard;
+  for (int64_t first = 0; first < n; first += plan.queries) {
+    const int64_t count = std::min(plan.queries, n - first);
+    std::copy_n(queries.data(first, 0), count * d, block.queries());
+    block.begin(count, centre.data(), keys.data() + first);
+    for (int64_t code = 0; code < K; code += plan.codes_per_run()) {
+      block.search({codes.data(code, 0), d, std::min(plan.codes_per_run(), K - code)}, code);
+    }
+  }
+  py::array_t<int64_t> index(n);
+  for (int64_t i = 0; i < n; ++i) index.mutable_at(i) = revq::code_of(keys[i]);
+  return py::make_tuple(index, block.counters().cells, block.counters().searched);
+}
+
+// queries [n, d], codes [K, d], distance [n, K] (D of the contract) -> limit(D) - computed score, [n, K]: what the
+// certificate leaves of its slack, negative for a counterexample; inf for codes and queries that it does not speak of.
+Floats margins(int isa, const Floats& queries, const Floats& codes, const Floats& centre, const Floats& distance,
+               double certificate_scale) {
+  check_isa(isa);
+  const revq::FirstPass& pass = *revq::first_pass(isa);
+  const int64_t n = queries.shape(0), K = codes.shape(0), d = codes.shape(1), cell = revq::kVectorsPerPanel;
+  const int64_t tiles = (K + pass.lanes - 1) / pass.lanes, padded = n + revq::kQueriesPerPack;
+  std::vector<float> rows(cell * K * d);  // every code fills a cell of its own
+  for (int64_t i = 0; i < cell * K; ++i) std::copy_n(codes.data(i / cell, 0), d, rows.data() + i * d);
+  std::vector<float> panels(tiles * pass.lanes * cell * (d + 1)), packed(padded * d);
+  std::vector<float> minima(padded * tiles * pass.lanes);
+  std::vector<double> norms(padded);
+  const revq::KeepDenormals guard;
+  if (!pass.pack_codes({rows.data(), d, cell * K}, d, centre.data(), cell, tiles, panels.data())) {
+    throw std::invalid_argument("a code holds a NaN");
+  }
+  pass.pack_queries(queries.data(), n, d, centre.data(), packed.data(), norms.data());
+  pass.score({packed.data(), n, d, panels.data(), tiles, cell, minima.data()});
+  const revq::Certificate certificate(d, certificate_scale);
+  Floats result({n, K});
+  for (int64_t q = 0; q < n; ++q) {
+    for (int64_t k = 0; k < K; ++k) {
+      const float score = minima[q * tiles * pass.lanes + k], D = distance.at(q, k);
+      const bool covered = norms[q] <= revq::kMaxNorm && D <= revq::kMaxDistance;
+      result.mutable_at(q, k) =
+          covered ? certificate.limit(D, norms[q]) - score : std::numeric_limits<float>::infinity();
+    }
+  }
+  return result;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_dev, m) {
@@ -95,4 +161,8 @@ PYBIND11_MODULE(_dev, m) {
   m.def("run_index", &run_index);
   m.def("run_bound", &run_bound);
   m.def("run_tile", &run_tile, py::arg("isa"), py::arg("queries"), py::arg("panels"), py::arg("first_panel") = 0);
+  m.def("search", &search, py::arg("isa"), py::arg("queries"), py::arg("codes"), py::arg("centre"),
+        py::arg("certificate_scale") = 1.0, py::arg("tiles") = 0);
+  m.def("margins", &margins, py::arg("isa"), py::arg("queries"), py::arg("codes"), py::arg("centre"),
+        py::arg("distance"), py::arg("certificate_scale") = 1.0);
 }

@@ -43,3 +43,31 @@ def test_version_counter_sees_the_change(impl):
     assert after > before
     count_codes_(count, torch.zeros(5, 2, dtype=torch.int64), impl=impl)
     assert count._version > after
+
+
+def test_counts_of_many_rows_in_one_group_for_any_thread_count():
+    """Rows enough for every thread to count a piece of its own; and choices of which one code has most."""
+    indices = torch.randint(0, 7, (400_000, 1))
+    indices[::2] = 3
+    expected = torch.bincount(indices[:, 0], minlength=9)[None] + 5
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            assert torch.equal(count_codes_(torch.full((1, 9), 5), indices, impl="native"), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_search_split_over_threads_counts_every_query_once():
+    x, codebook, count = torch.randn(600, 1, 8), torch.randn(1, 20000, 8), torch.zeros(1, 20000, dtype=torch.int64)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            count.zero_()
+            quantized, indices = quantize(x, codebook, count=count, impl="native")
+            assert torch.equal(count[0], torch.bincount(indices[:, 0], minlength=20000))
+            assert torch.equal(quantized[:, 0], codebook[0, indices[:, 0]])
+    finally:
+        torch.set_num_threads(before)

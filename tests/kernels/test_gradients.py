@@ -58,6 +58,21 @@ def test_gradient_bits_do_not_depend_on_threads_and_implementation():
     assert all(torch.equal(gradients[0], other) for other in gradients[1:])
 
 
+@pytest.mark.parametrize("favourite", [0, 250, 499])
+def test_gradient_bits_with_one_favourite_code(favourite):
+    """Threads' shares are cut by how often codes were chosen; the sums are not."""
+    indices, grad = torch.randint(0, 500, (9000, 1)), torch.randn(9000, 1, 5)
+    indices[torch.rand(9000, 1) < 0.9] = favourite
+    expected = torch.ops.revq.codebook_grad.reference(grad, indices, 500)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            assert torch.equal(torch.ops.revq.codebook_grad(grad, indices, 500), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_gradient_of_the_gradient(impl):
     """A gradient penalty is not dropped: equal to plain indexing, in float64."""
     x, codebook = torch.randn(6, 2, 3), torch.randn(2, 4, 3, requires_grad=True)

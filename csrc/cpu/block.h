@@ -1,0 +1,90 @@
+// The search of a block of queries in runs of codes: first pass, candidates, D.  No torch here: the tests' window
+// links this too.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "certificate.h"
+#include "direct.h"
+#include "first_pass.h"
+
+namespace revq {
+
+// Which clone runs, whether it makes a first pass, and how large the pieces are.
+struct Plan {
+  int isa = 0;
+  bool first_pass = false;
+  int64_t d = 0;
+  int64_t queries = 0;  // per block, at most
+  int64_t cell = 0;     // codes that one minimum stands for
+  int64_t tiles = 0;    // per run of codes, at most
+  double certificate_scale = 1.0;  // the tests make the bound too small
+
+  int64_t codes_per_tile() const;
+  int64_t codes_per_run() const;
+  int64_t floats() const;           // of workspace
+};
+
+// Queries whose minima exist at a time: whole packs, of which the last may be partly full.
+constexpr int64_t kQueriesPerSweep = 96;
+static_assert(kQueriesPerSweep % kQueriesPerPack == 0);
+
+// The plan of a search, and one that makes a first pass however small the problem.
+Plan make_plan(int isa, int64_t N, int64_t K, int64_t d);
+Plan make_first_pass_plan(int isa, int64_t N, int64_t K, int64_t d);
+
+// How queries were settled, for the tests.
+struct Counters {
+  int64_t cells = 0;     // candidate cells
+  int64_t searched = 0;  // queries times runs of codes that took D over all codes
+};
+
+// One thread's search.  `workspace` holds plan.floats() floats.
+class BlockSearch {
+ public:
+  BlockSearch(const Plan& plan, float* workspace);
+  // Where to write the block's queries, [queries][d].
+  float* queries() { return queries_; }
+  // keys [count]: the smallest keys so far, or kNoKey.
+  void begin(int64_t count, const float* centre, int64_t* keys);
+  // A run of at most plan.codes_per_run() codes, numbered from `first`: keys become the smallest so far.
+  void search(CodeRows codes, int64_t first);
+  const Counters& counters() const { return counters_; }
+
+ private:
+  static constexpr int64_t kMaxCells = 24, kAhead = 16;
+  struct Candidates {
+    float guess;
+    int64_t count;  // more than kMaxCells: D over all codes
+    int32_t cells[kMaxCells];
+  };
+
+  void sweep(CodeRows codes, int64_t first, int64_t tiles, int64_t begin, int64_t end);
+  void find(int64_t q, CodeRows codes, const float* minima, int64_t count, Candidates& found) const;
+  void settle(int64_t q, CodeRows codes, int64_t first, const Candidates& found);
+  void evaluate();
+  bool check(int64_t q, CodeRows codes, int64_t first, const float* minima, int64_t count, Candidates& found);
+
+  Plan plan_;
+  const FirstPass* pass_;
+  Certificate certificate_;
+  float *queries_, *packed_, *panels_, *minima_;
+  const float* centre_ = nullptr;
+  int64_t count_ = 0;
+  int64_t* keys_ = nullptr;
+  Candidates candidates_[kAhead];
+  // Pairs that wait for D, one per lane.
+  struct {
+    const float *x[kMaxFirstLanes], *row[kMaxFirstLanes];
+    int64_t code[kMaxFirstLanes], query[kMaxFirstLanes];
+  } pairs_;
+  int64_t waiting_ = 0;
+  std::vector<double> norms_;
+  std::vector<int64_t> unsettled_;
+  DirectSearch direct_;
+  Counters counters_;
+};
+
+}  // namespace revq

@@ -1,0 +1,67 @@
+// The bound that turns the first pass into a short list: all of its constants, and nothing else.  The proof stands in
+// docs/kernels.md, "The certificate".
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cfloat>
+#include <cmath>
+#include <cstdint>
+
+namespace revq {
+
+// Half the distance between 1 and the next float32: one rounding's relative error.
+constexpr double kUnit = 0x1p-24;
+// gamma_n = n u / (1 - n u) is at most kHigherOrders * n u up to this d; beyond it there is no first pass.
+constexpr int64_t kMaxCertifiedDim = int64_t{1} << 16;
+constexpr double kHigherOrders = 1.02;
+// A query farther than this from the centre, or a best distance larger than this, is settled by D over all codes.
+constexpr double kMaxNorm = 0x1p48;
+constexpr double kMaxDistance = 0x1p98;
+// Codes with |c'|^2 / 2 of at least this can win for no query that remains; their score is kExcluded.
+constexpr float kOutlier = 0x1p99f;
+constexpr float kExcluded = FLT_MAX;
+
+// The first pass computes s = |c'|^2 / 2 - x'.c' in float32, where x' = fl(x - m) and c' = fl(c - m).
+class Certificate {
+ public:
+  // `scale` is 1; tests make it smaller, to see a wrong index come out.
+  explicit Certificate(int64_t d, double scale = 1.0)
+      : score_(scale * kHigherOrders * static_cast<double>(d + 1) * kUnit),
+        score_underflow_(static_cast<double>(d + 1) * 0x1p-147),
+        shift_(scale * kHigherOrders * kUnit),
+        distance_(scale * kHigherOrders * static_cast<double>(d + 2) * kUnit),
+        distance_underflow_(static_cast<double>(d) * 0x1p-148) {}
+
+  // A code whose D is at most `distance` has a computed score of at most this; norm is |x'|.
+  float limit(double distance, double norm) const {
+    const double radius = std::sqrt((distance + distance_underflow_) * (1 + distance_));  // |x - c|
+    const double shifted = (radius + 2 * shift_ * norm) * (1 + shift_);                  // |x' - c'|
+    const double bound = 0.5 * (shifted - norm) * (shifted + norm) + slack(shifted, norm);
+    const float rounded = static_cast<float>(bound);
+    return rounded < bound ? next_up(rounded) : rounded;
+  }
+
+  // About the largest score that can matter beside a smallest score; only speed depends on it.
+  float guess(float smallest, double norm) const {
+    const auto length = static_cast<float>(norm);
+    const float shifted = std::sqrt(std::max(0.0f, length * length + 2.0f * smallest));
+    return smallest + 4.0f * static_cast<float>(slack(shifted, length));
+  }
+
+ private:
+  // |computed - true score| for a code at |x' - c'| = distance from a query: |c'| <= |x'| + |x' - c'|.
+  double slack(double distance, double norm) const {
+    return score_ * (norm + distance) * (2 * norm + distance) + score_underflow_;
+  }
+
+  // The next float32 of a finite one; std::nextafter is a call.
+  static float next_up(float value) {
+    const auto bits = std::bit_cast<int32_t>(value + 0.0f);  // -0 becomes 0
+    return std::bit_cast<float>(bits < 0 ? bits - 1 : bits + 1);
+  }
+
+  double score_, score_underflow_, shift_, distance_, distance_underflow_;
+};
+
+}  // namespace revq

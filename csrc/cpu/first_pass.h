@@ -1,0 +1,58 @@
+// The first pass of the search: scores of all codes by fused multiply-adds, a minimum per cell of codes.
+//
+// A tile is lanes * cell codes: lane l of a register's vector i holds code l * cell + i, so that a cell, the codes of
+// one lane over the tile, lies together in the codebook.
+#pragma once
+
+#include <cstdint>
+
+namespace revq {
+
+// Queries are packed transposed in groups of 12: a kernel takes 12, 6, 4, 3, 2 or 1 of them at a time.
+constexpr int64_t kQueriesPerPack = 12;
+// Vectors that a kernel loads together: number j of a panel's codes is [j + 1][2][lanes]; row 0 is |c'|^2 / 2.
+constexpr int64_t kVectorsPerPanel = 2;
+
+// Sizes of one call: queries [packs][d][12], tiles [tiles][cell / 2][d + 1][2][lanes], minima [count][tiles][lanes].
+struct Scores {
+  const float* queries;
+  int64_t count, d;
+  const float* panels;
+  int64_t tiles, cell;
+  float* minima;
+};
+
+// Rows of codes, in the order of their numbers.
+struct CodeRows {
+  const float* rows;
+  int64_t stride, count;
+};
+
+constexpr int64_t kMaxFirstLanes = 16;
+
+// One instruction set's clone.
+struct FirstPass {
+  int64_t lanes;
+  // Centres, transposes and pads codes; false when a code holds a NaN.
+  bool (*pack_codes)(CodeRows codes, int64_t d, const float* centre, int64_t cell, int64_t tiles, float* panels);
+  // Transposes codes for the tile of tile.h; lanes past the last code repeat it, and so never win there: their distance
+  // is not smaller and their number is higher.
+  void (*pack_plain)(CodeRows codes, int64_t d, const float* zeros, float* panels);
+  // Centres, negates and transposes queries [count, d]; a query out of the certificate's range is packed as zeros.
+  void (*pack_queries)(const float* rows, int64_t count, int64_t d, const float* centre, float* packed, double* norms);
+  void (*score)(const Scores& scores);
+  float (*smallest)(const float* minima, int64_t count);
+  // Numbers of the cells with a minimum of at most `limit`; stops once there are more than `capacity`.
+  int64_t (*at_most)(const float* minima, int64_t count, float limit, int32_t* cells, int64_t capacity);
+  // D of the contract for `lanes` pairs.
+  void (*distances)(const float* const* x, const float* const* rows, int64_t d, float* out);
+};
+
+// The clone for an instruction set that the machine has; nullptr when this build has none.
+const FirstPass* first_pass(int isa);
+
+namespace baseline { extern const FirstPass first_pass; }
+namespace x86_64_v3 { extern const FirstPass first_pass; }
+namespace x86_64_v4 { extern const FirstPass first_pass; }
+
+}  // namespace revq

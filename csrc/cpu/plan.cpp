@@ -1,0 +1,63 @@
+// The sizes of a search, in one place: which form, how many queries and codes at a time.  None changes a result.
+#include <algorithm>
+
+#include "block.h"
+
+namespace revq {
+namespace {
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The first pass pays when a query's share of it outweighs its candidates' D, and a code's that of packing it.
+constexpr int64_t kMinNumbersPerCodebook = 6144;
+constexpr int64_t kMinQueries = 12;
+// A block of queries shares one packing of the codes: 256 make packing a few per cent of the arithmetic.
+constexpr int64_t kQueriesPerBlock = 256;
+constexpr int64_t kQueryFloats = int64_t{1} << 18;
+// A cell is as many codes as make its D cheap beside the scores of all codes.
+constexpr int64_t kNumbersPerCell = 128, kMaxCell = 32;
+// The minima of a run, and its packed codes, stay in the second-level cache.
+constexpr int64_t kMinimaFloats = 3 * (int64_t{1} << 14), kPanelFloats = int64_t{1} << 18;
+
+// Beyond this a tile's packed codes leave the second-level cache.
+constexpr int64_t kMaxFirstPassDim = 4096;
+static_assert(kMaxFirstPassDim <= kMaxCertifiedDim);
+
+// The same for all blocks, and whole packs.
+int64_t queries_per_block(int64_t N, int64_t d) {
+  const int64_t most = std::clamp<int64_t>(kQueryFloats / d, kQueriesPerPack, kQueriesPerBlock);
+  return divide_up(divide_up(N, divide_up(N, most)), kQueriesPerPack) * kQueriesPerPack;
+}
+
+}  // namespace
+
+int64_t Plan::codes_per_tile() const { return first_pass ? revq::first_pass(isa)->lanes * cell : 1; }
+
+int64_t Plan::codes_per_run() const { return codes_per_tile() * tiles; }
+
+int64_t Plan::floats() const {
+  const int64_t lanes = revq::first_pass(isa)->lanes;
+  const int64_t rows = (queries + kQueriesPerPack) * d + 16;
+  return first_pass ? 2 * rows + codes_per_run() * (d + 1) + kQueriesPerSweep * tiles * lanes : rows;
+}
+
+Plan make_first_pass_plan(int isa, int64_t N, int64_t K, int64_t d) {
+  Plan plan{.isa = isa, .first_pass = true, .d = d, .queries = queries_per_block(N, d)};
+  const int64_t lanes = first_pass(isa)->lanes;
+  plan.cell = kMaxCell;
+  while (plan.cell > kVectorsPerPanel && (plan.cell * d > kNumbersPerCell || plan.cell * lanes * 2 > K)) plan.cell /= 2;
+  const int64_t all = divide_up(K, plan.codes_per_tile());
+  const int64_t most = std::max<int64_t>(
+      1, std::min(kMinimaFloats / (kQueriesPerSweep * lanes), kPanelFloats / (plan.codes_per_tile() * (d + 1))));
+  plan.tiles = divide_up(all, divide_up(all, most));
+  return plan;
+}
+
+Plan make_plan(int isa, int64_t N, int64_t K, int64_t d) {
+  if (N >= kMinQueries && K * d >= kMinNumbersPerCodebook && d <= kMaxFirstPassDim) {
+    return make_first_pass_plan(isa, N, K, d);
+  }
+  return {.isa = isa, .d = d, .queries = queries_per_block(N, d), .tiles = std::clamp<int64_t>(kPanelFloats / d, 1, K)};
+}
+
+}  // namespace revq
