@@ -16,7 +16,7 @@ if not triton.interpreted():
 from revq_kernels.triton.addressing import grouped_rows
 from revq_kernels.triton.config import DirectConfig, FirstPassConfig
 from revq_kernels.triton.direct import fallback
-from revq_kernels.triton.long_launch import Packed, search_long
+from revq_kernels.triton.long_launch import Packed, long_launches
 from revq_kernels.triton.long_plan import LongPlan, chunks, pitch, plan_long
 from revq_kernels.triton.pack import FAR, pack_codes, pack_queries
 from revq_kernels.triton.prepare import SAMPLES, prepare
@@ -30,7 +30,7 @@ DIMS = (17, 20, 31, 33, 64, 100, 256, 512)
 def run(x: Tensor, codebook: Tensor, parts: int = 1, **changes) -> tuple[Tensor, Tensor]:
     """(indices ``[..., G]``, settled bool ``[N, G]``)."""
     rows, (num_groups, num_codes, d) = grouped_rows(x), codebook.shape
-    chosen = FirstPassConfig("tensor_core", QUERIES, CODES, (4, 1, 4, 2), CELL_TILES, 4, parts)
+    chosen = FirstPassConfig("tensor_core", QUERIES, CODES, (4, 1, 4, 2), CELL_TILES, 4, parts, depth=128)
     plan = plan_long(rows.count, num_groups, num_codes, d, parts, QUERIES, CODES, CELL_TILES, 1)._replace(**changes)
     state = State.empty(rows.count * num_groups, plan.slots, num_groups, d, x.device)
     direct, size = DirectConfig(), 1 << (d - 1).bit_length()
@@ -41,7 +41,8 @@ def run(x: Tensor, codebook: Tensor, parts: int = 1, **changes) -> tuple[Tensor,
         D=d, PADDED_D=size, ROWS=max(1, min(32, 2048 // size)), SAMPLES=SAMPLES, STATES=1024,
     )  # fmt: skip
     source = (*rows.arguments(), codebook, *codebook.stride())
-    search_long(source, state, sizes, plan, chosen, 128, 1, False)
+    for launch in long_launches(source, state, sizes, plan, chosen, 2, False):
+        launch.run()
     settled = (state.unsettled == 0) & (state.limit < torch.inf) & (state.found <= plan.slots)
     fallback[(num_groups * -(-rows.count // direct.flag_block), 1)](
         *source, state.limit, state.found, state.unsettled, state.key, *sizes, num_codes,
@@ -66,7 +67,7 @@ def gaussian(n: int, g: int, k: int, d: int, seed: int = 0) -> tuple[Tensor, Ten
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("d", DIMS)
 def test_index_is_the_contracts(d, parts):
-    x, codebook = gaussian(21, 2, 203, d)
+    x, codebook = gaussian(21, 2, 203, d) if d <= 64 else gaussian(10, 1, 135, d)
     indices, settled = run(x, codebook, parts)
     assert_same_codes(indices, x, codebook)
     assert settled.float().mean() > 0.95
@@ -74,7 +75,7 @@ def test_index_is_the_contracts(d, parts):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype):
-    x, codebook = gaussian(20, 2, 150, 40)
+    x, codebook = gaussian(12, 2, 110, 40)
     for left, right in ((x.to(dtype), codebook.to(dtype)), (x, codebook.to(dtype)), (x.to(dtype), codebook)):
         indices, settled = run(left, right)
         assert_same_codes(indices, left, right)
@@ -112,8 +113,9 @@ def test_an_offset_costs_nothing():
     assert settled.float().mean() > 0.9
 
 
-@pytest.mark.parametrize("parts", [1, 3])
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e9, 1e30])
+@pytest.mark.parametrize(
+    ("value", "parts"), [(torch.nan, 1), (torch.nan, 3), (torch.inf, 1), (-torch.inf, 3), (1e9, 3), (1e30, 1)]
+)
 def test_codes_and_queries_far_outside(value, parts):
     x, codebook = gaussian(20, 2, 150, 24)
     x[3, 1, 5] = value
@@ -121,27 +123,27 @@ def test_codes_and_queries_far_outside(value, parts):
     assert_same_codes(indices, x, codebook)
     assert not settled[3, 1] and settled.float().mean() > 0.9
     codebook[1, 140, 7] = value
-    codebook[1, 20] = value
+    codebook[1, 145] = value
     indices, settled = run(x, codebook, parts)
     assert_same_codes(indices, x, codebook)
-    # a NaN sends every query that meets it to the fallback, an outlier none
-    assert settled[:, 0].float().mean() > 0.9 and settled[:, 1].any() == (value == value)
+    assert settled[:, 0].float().mean() > 0.9
+    if abs(value) == torch.inf:  # an outlier costs nothing where the scale does not follow it
+        assert settled[:, 1].float().mean() > 0.9
+    if value != value:  # a NaN sends every query that meets it to the fallback
+        assert not settled[:, 1].any()
 
 
-@pytest.mark.parametrize("parts", [1, 3])
-def test_splits_and_rounds_change_nothing(parts):
-    x, codebook = gaussian(37, 3, 500, 20)
+def test_splits_and_rounds_change_nothing():
+    x, codebook = gaussian(20, 3, 500, 20)
     codebook[1, 450, 3] = torch.nan  # met in the last round alone
-    once, _ = run(x, codebook, parts)
+    once, _ = run(x, codebook)
     assert_same_codes(once, x, codebook)
-    split = {"codes_per_split": 64, "slots": 40}
     for changes in (
-        split | {"splits": 8},
-        split | {"codes_per_round": 192, "splits": 3},
-        split | {"codes_per_round": 256, "splits": 4, "groups_per_round": 1},
-        {"codes_per_round": 64, "codes_per_split": 64, "splits": 1, "slots": 40, "groups_per_round": 2},
+        {"codes_per_split": 256, "splits": 2},
+        {"codes_per_split": 128, "codes_per_round": 320, "splits": 3, "groups_per_round": 2},
+        {"codes_per_split": 256, "codes_per_round": 256, "splits": 1, "groups_per_round": 1},
     ):
-        indices, settled = run(x, codebook, parts, **changes)
+        indices, settled = run(x, codebook, slots=16, **changes)
         assert torch.equal(once, indices)
         assert settled[:, [0, 2]].float().mean() > 0.95 and not settled[:, 1].any()
 
@@ -153,7 +155,7 @@ def test_packed_rows():
     codebook[0, 7, 3], codebook[0, 9, 1] = torch.nan, 1e9
     codebook[0, 11] = 2.0**-20
     centre, scale, unsettled = torch.zeros(1, d), torch.ones(1), torch.zeros(5, dtype=torch.int32)
-    codes, queries = Packed(1, 48, d, 3, x.device), Packed(1, 16, d, 3, x.device)
+    codes, queries = Packed.empty(1, 48, d, 3, x.device), Packed.empty(1, 16, d, 3, x.device)
     shape = {"D": d, "PADDED_D": 32, "PITCH": pitch(d), "ROWS": 16, "PARTS": 3}
     pack_codes[(3, 1)](
         codebook, *codebook.stride(), centre, scale, codes.high, codes.low, codes.norm, 0, 0, num_codes, 48, **shape
@@ -186,7 +188,7 @@ def test_the_plan_fits_the_workspace():
             assert plan.codes_per_round >= num_codes or plan.codes_per_round % 1024 == 0
             assert plan.splits * plan.codes_per_split >= min(plan.codes_per_round, num_codes)
             vector = 2 * pitch(d) * (2 if parts == 3 else 1)
-            codes = plan.groups_per_round * plan.codes_per_round * (vector + 4)
+            codes = plan.groups_per_round * plan.codes_per_round * (vector + 8)
             known = num_groups * (20 + 8 * plan.slots) + plan.groups_per_round * (vector + 8)
             assert codes + known * min(plan.rows_per_round, rows) <= 64 * 2**20
             assert isinstance(plan, LongPlan)
