@@ -3,7 +3,9 @@
 #   make demo            photos -> tokens -> photos, on the shipped photos and VAE; results in runs/demo/
 #   make test            the test suite
 #   make check           lint
-#   make bench           measure; rows go to benchmarks/results/
+#   make bench           measure (wants '.[bench]' for the peers); rows go to benchmarks/results/
+#   make soak            10^10 pairs: no wrong index
+#   make bench-gpu       the same on a CUDA device: correctness first, at most ten minutes
 #   make PY=python demo  use the active environment, with the torch that is in it (never replaced)
 
 TORCH ?= 2.13.0
@@ -16,7 +18,7 @@ else
 READY := active-environment
 endif
 
-.PHONY: demo test check bench clean active-environment
+.PHONY: demo test check bench bench-gpu clean active-environment
 
 demo: $(READY)
 	$(PY) -m revq demo
@@ -30,8 +32,16 @@ check: $(READY)
 	$(PY) -m ruff format --check .
 
 bench: $(READY)
+	$(PY) -m benchmarks.acceptance
 	$(PY) -m benchmarks.search
 	$(PY) -m benchmarks.memory
+	$(PY) -m benchmarks.report
+
+soak: $(READY)
+	$(PY) -m benchmarks.soak
+
+bench-gpu: $(READY)
+	$(PY) -m benchmarks.gpu
 
 clean:
 	rm -rf .venv build dist runs *.egg-info revq_kernels/*.so

@@ -126,15 +126,16 @@ def codebook_grad(grad: Tensor, indices: Tensor, num_codes: int) -> Tensor:
     segment, order = torch.sort((indices + group).reshape(-1), stable=True)
     num_rows = segment.numel()
     columns = min(padded(d), 64)
-    grid = (triton.cdiv(num_rows, 32), triton.cdiv(d, columns))
+    block = PER_PROGRAM // columns
+    grid = (triton.cdiv(num_rows, block), triton.cdiv(d, columns))
     partial = torch.empty(num_rows, d, dtype=torch.float32, device=grad.device)
     rows = grouped_rows(grad)
-    gather_rows[grid](*rows.arguments(), order, partial, num_groups, num_rows, d, BLOCK=32, COLUMNS=columns)
+    gather_rows[grid](*rows.arguments(), order, partial, num_groups, num_rows, d, BLOCK=block, COLUMNS=columns)
     stride = 1
     while stride < rows.count:  # no run is longer than a group has queries
-        add_runs[grid](segment, partial, stride, num_rows, d, FAN_IN=FAN_IN, BLOCK=32, COLUMNS=columns)
+        add_runs[grid](segment, partial, stride, num_rows, d, FAN_IN=FAN_IN, BLOCK=block, COLUMNS=columns)
         stride *= FAN_IN
-    store_runs[grid](segment, partial, total, num_rows, d, BLOCK=32, COLUMNS=columns)
+    store_runs[grid](segment, partial, total, num_rows, d, BLOCK=block, COLUMNS=columns)
     return total.view(num_groups, num_codes, d)
 
 
@@ -145,9 +146,10 @@ def codebook_grad_atomic(grad: Tensor, indices: Tensor, num_codes: int) -> Tenso
     if indices.numel() == 0:
         return total
     columns = min(padded(d), 64)
-    grid = (triton.cdiv(indices.numel(), 32), triton.cdiv(d, columns))
+    block = PER_PROGRAM // columns
+    grid = (triton.cdiv(indices.numel(), block), triton.cdiv(d, columns))
     add_atomically[grid](
         *grouped_rows(grad).arguments(), indices.contiguous(), total, num_groups, num_codes, indices.numel(), d,
-        BLOCK=32, COLUMNS=columns,
+        BLOCK=block, COLUMNS=columns,
     )  # fmt: skip
     return total

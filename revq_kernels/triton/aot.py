@@ -17,6 +17,8 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,22 +43,31 @@ POINTEES = {
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
-class Compiled(NamedTuple):
+@dataclass(frozen=True)
+class Compiled:
     """One kernel for one target; a count the target's tools do not tell is None."""
 
     target: str
     registers: int | None
     """Vector registers of one thread."""
-    spills: int | None
-    """NVIDIA: instructions that touch local memory; AMD: registers that were spilled."""
     stack: int | None
-    """Bytes of local (private) memory of one thread."""
+    """Bytes of local (private) memory of one thread: 0 means that nothing was spilled."""
     shared: int
     """Bytes of shared memory of one program."""
-    sass: str
-    """NVIDIA: the listing of cuobjdump; empty for AMD."""
     asm: Mapping[str, Any]
     """Every stage that Triton kept: ttir, ttgir, llir, ptx and cubin, or amdgcn and hsaco."""
+
+    @cached_property
+    def sass(self) -> str:
+        """NVIDIA: the listing of cuobjdump, which takes a second or more; empty for AMD."""
+        return _cuobjdump("-sass", self.asm["cubin"]) if "cubin" in self.asm else ""
+
+    @property
+    def spills(self) -> int | None:
+        """NVIDIA: instructions that touch local memory; AMD: registers that were spilled."""
+        if "cubin" in self.asm:
+            return sum(opcode.startswith(("LDL", "STL")) for _, opcode, _ in instructions(self.sass))
+        return _notes(self.asm["amdgcn"]).get("vgpr_spill_count")
 
 
 class Loop(NamedTuple):
@@ -103,15 +114,13 @@ def compile_for(
     values = {(kernel.arg_names.index(name),): value for name, value in constexprs.items()}
     options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": fp_fusion}
     compiled = triton.compile(ASTSource(kernel, types, values, attributes), gpu_target(target), options)
+    shared = compiled.metadata.shared
     if target.startswith("sm_"):
-        sass, usage = _disassemble(compiled.asm["cubin"])
-        spills = sum(opcode.startswith(("LDL", "STL")) for _, opcode, _ in instructions(sass))
+        usage = _cuobjdump("--dump-resource-usage", compiled.asm["cubin"])
         registers, stack = (int(re.search(rf"\b{name}:(\d+)", usage).group(1)) for name in ("REG", "STACK"))
-        return Compiled(target, registers, spills, stack, compiled.metadata.shared, sass, compiled.asm)
-    notes = {name: int(n) for name, n in re.findall(r"\.(\w+):\s+(\d+)", compiled.asm["amdgcn"])}
-    spilled = notes.get("vgpr_spill_count")
-    stack = notes.get("private_segment_fixed_size")
-    return Compiled(target, notes.get("vgpr_count"), spilled, stack, compiled.metadata.shared, "", compiled.asm)
+        return Compiled(target, registers, stack, shared, compiled.asm)
+    notes = _notes(compiled.asm["amdgcn"])
+    return Compiled(target, notes.get("vgpr_count"), notes.get("private_segment_fixed_size"), shared, compiled.asm)
 
 
 def compile_launch(launch: Launch, target: str) -> Compiled:
@@ -139,18 +148,18 @@ def compile_launch(launch: Launch, target: str) -> Compiled:
     )  # fmt: skip
 
 
-def _disassemble(cubin: bytes) -> tuple[str, str]:
+def _cuobjdump(what: str, cubin: bytes) -> str:
     # cuobjdump looks for nvdisasm in PATH
     environment = {**os.environ, "PATH": f"{TOOLS}{os.pathsep}{os.environ.get('PATH', '')}"}
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
+        command = [str(TOOLS / "cuobjdump"), what, file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
 
-        def dump(what: str) -> str:
-            command = [str(TOOLS / "cuobjdump"), what, file.name]
-            return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
 
-        return dump("-sass"), dump("--dump-resource-usage")
+def _notes(amdgcn: str) -> dict[str, int]:
+    return {name: int(n) for name, n in re.findall(r"\.(\w+):\s+(\d+)", amdgcn)}
 
 
 def instructions(sass: str) -> list[tuple[int, str, str]]:

@@ -6,12 +6,15 @@ have a file of its own, ``configs/<card>.json``, which `revq_kernels.triton.tune
 
 import json
 import re
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from revq_kernels.triton.blocks import MIN_LONG_D, DirectConfig, FirstPassConfig, default_direct, default_first_pass
+from revq_kernels.triton.long_plan import LongPlan, plan_long
 
 WORKSPACE = 64 * 2**20
 """Bytes that the state and the candidates of the queries in flight may take; more queries go in several rounds."""
@@ -34,45 +37,6 @@ class Target(NamedTuple):
     card: str
 
 
-@dataclass(frozen=True)
-class DirectConfig:
-    """Block sizes of the direct form, dense and as a fallback."""
-
-    block_queries: int = 16
-    block_codes: int = 128
-    num_warps: int = 4
-    register_dims: int = 16
-    """Up to this code dimension the queries' numbers stay in registers; above, every tile of codes reads them again."""
-    dim_step: int = 4
-    fallback_queries: int = 4
-    fallback_codes: int = 256
-    fallback_warps: int = 4
-    flag_block: int = 256
-
-
-@dataclass(frozen=True)
-class FirstPassConfig:
-    """Block sizes of a first pass; `lanes` views a tile's columns as [A, B, C, E] (see lanes.py)."""
-
-    form: str
-    block_queries: int
-    block_codes: int
-    lanes: tuple[int, int, int, int]
-    cell_tiles: int
-    num_warps: int
-    parts: int = 1
-    """float16 parts of a number on tensor cores: 1, or 3 products of two."""
-    depth: int = 0
-    """Numbers of a vector that one product takes, a power of two (tensor cores)."""
-    unroll: int = 1
-    """Tiles that follow one another without a branch (fma)."""
-
-    @property
-    def codes_per_step(self) -> int:
-        """Codes between two updates of the lanes."""
-        return self.block_codes * self.cell_tiles
-
-
 class Plan(NamedTuple):
     """What runs for one problem; `first_pass` is None for the direct form."""
 
@@ -88,6 +52,8 @@ class Plan(NamedTuple):
     inline_asm: bool
     """Whether PTX may stand in the kernels: not in the interpreter, nor on AMD."""
     reason: str
+    long: LongPlan | None = None
+    """How packed rows are cut up, for tensor cores and long vectors."""
 
     @property
     def form(self) -> str:
@@ -116,30 +82,6 @@ def measured(card: str) -> dict[str, Any]:
     """The configurations measured on this card, by form and code dimension; empty where there is no file."""
     path = measured_path(card)
     return json.loads(path.read_text())["configs"] if path.is_file() else {}
-
-
-def default_direct(d: int) -> DirectConfig:
-    """Half the tile where the numbers of the queries take the registers."""
-    return DirectConfig(block_codes=64, fallback_codes=128) if 8 < d <= 16 else DirectConfig()
-
-
-def default_first_pass(form: str, d: int, arch: str, contiguous: bool = True) -> FirstPassConfig:
-    """The analytic default: the largest tile whose scores and lanes fit 255 registers without a spill."""
-    if form == "tensor_core":
-        depth = max(2, 1 << (d - 1).bit_length()) if d <= 16 else 16 if d <= 64 else 32
-        if not arch.startswith("sm_") or d > 64:
-            return FirstPassConfig(form, 64, 64, (8, 1, 4, 2), 16, 8 if d > 64 else 4, depth=depth)
-        if arch in ("sm_90", "interpreter") and contiguous and 4 <= d <= 8:
-            return FirstPassConfig(form, 128, 256, (8, 4, 4, 2), 8, 8, depth=depth)
-        lanes = (8, 2, 4, 2) if int(arch.removeprefix("sm_")) >= 90 else (2, 2, 16, 2)
-        return FirstPassConfig(form, 128, 128, lanes, 16, 8, depth=depth)
-    if d <= 4:
-        return FirstPassConfig(form, 64, 32, (1, 1, 32, 1), 16, 4, unroll=2)
-    if d <= 8:
-        return FirstPassConfig(form, 64, 32, (1, 1, 32, 1), 32, 4, unroll=2)
-    if d <= 16:
-        return FirstPassConfig(form, 32, 32, (1, 1, 32, 1), 16, 4)
-    return FirstPassConfig(form, 8, 512, (1, 4, 128, 1), 4, 4)
 
 
 def choose_form(queries: int, num_codes: int, d: int, arch: str) -> tuple[str, str]:
@@ -177,12 +119,19 @@ def make_plan(rows: int, num_groups: int, num_codes: int, d: int, target: Target
     first_pass = (
         first_pass or _measured_first_pass(form, d, target) or default_first_pass(form, d, target.arch, contiguous)
     )
+    fallback_splits, _ = _split(rows, num_groups, num_codes, direct.flag_block, direct.fallback_codes, target, 4)
+    if form == "tensor_core" and d >= MIN_LONG_D:
+        long = plan_long(
+            rows, num_groups, num_codes, d, first_pass.parts, first_pass.block_queries, first_pass.block_codes,
+            first_pass.cell_tiles, target.multiprocessors,
+        )  # fmt: skip
+        shared = (long.splits, long.codes_per_split, fallback_splits, long.slots, long.rows_per_round)
+        return Plan(first_pass, direct, *shared, asm, reason, long)
     step = first_pass.codes_per_step
     splits, per_split = _split(rows, num_groups, num_codes, first_pass.block_queries, step, target, 1)
     if per_split > step * MAX_STEPS:
         per_split = step * MAX_STEPS
         splits = -(-num_codes // per_split)
-    fallback_splits, _ = _split(rows, num_groups, num_codes, direct.flag_block, direct.fallback_codes, target, 4)
     slots = -(-(2 * splits + 6) // 8) * 8
     return Plan(
         first_pass, direct, splits, per_split, fallback_splits, slots, _rows_per_round(num_groups, slots), asm, reason

@@ -1,9 +1,9 @@
 """The direct form: D of the contract over codes, every operation rounded to float32, none fused.
 
-Both kernels must be launched with ``enable_fp_fusion=False``.  D is never negative, so its maximum with -1 turns every
-NaN, of either sign and any payload, into -1 and changes nothing else: plain comparisons of floats then follow the
-contract's keys.  Columns past the last code read the last code again: their keys have its distance and a higher index,
-so they never win and need no mask.
+Both kernels must be launched with ``enable_fp_fusion=False``.  A NaN becomes -1, which no distance is: plain comparisons
+of floats then follow the contract's keys.  On NVIDIA's cards (INLINE_ASM) a maximum with -1 does that in one instruction,
+for a NaN of either sign and any payload.  Columns past the last code read the last code again: their keys have its
+distance and a higher index, so they never win and need no mask.
 
 D <= REGISTER_DIMS keeps the queries' numbers in registers; otherwise a loop over DIM_STEP dimensions at a time reads
 them again for each tile of codes.  ``rows`` is the number of queries per group, below 2^31 - 2^16.
@@ -36,7 +36,7 @@ def first_numbers(row, stride, COUNT: tl.constexpr):
 def smallest_key(
     row, x_stride_d, codes, codebook_stride_k, codebook_stride_d, start, stop, last_code,
     D: tl.constexpr, BLOCK_QUERIES: tl.constexpr, BLOCK_CODES: tl.constexpr, REGISTER_DIMS: tl.constexpr,
-    DIM_STEP: tl.constexpr,
+    DIM_STEP: tl.constexpr, INLINE_ASM: tl.constexpr,
 ):  # fmt: skip
     """The smallest key over codes ``start`` <= k < ``stop`` (int64) for each query at ``row``."""
     column = tl.arange(0, BLOCK_CODES)
@@ -65,7 +65,8 @@ def smallest_key(
                     total += difference * difference
                 row_now += DIM_STEP * x_stride_d
                 code += DIM_STEP * codebook_stride_d
-        total = tl.maximum(total, -1.0)
+        # elsewhere than on NVIDIA's cards a maximum might be the NaN
+        total = tl.maximum(total, -1.0) if INLINE_ASM else tl.where(total == total, total, -1.0)
         best_tile = tl.where(total < best, tile, best_tile)
         best = tl.minimum(best, total)
     bits = tl.where(best < 0, -1, best.to(tl.int32, bitcast=True))
@@ -79,7 +80,7 @@ def direct_search(
     codebook, codebook_stride_g, codebook_stride_k, codebook_stride_d,
     key, rows, num_groups, num_codes, codes_per_split,
     D: tl.constexpr, BLOCK_QUERIES: tl.constexpr, BLOCK_CODES: tl.constexpr, REGISTER_DIMS: tl.constexpr,
-    DIM_STEP: tl.constexpr, SPLIT: tl.constexpr,
+    DIM_STEP: tl.constexpr, SPLIT: tl.constexpr, INLINE_ASM: tl.constexpr,
 ):  # fmt: skip
     """Grid (groups * query blocks, splits): ``key[n * G + g]`` becomes the smallest key.
 
@@ -95,7 +96,7 @@ def direct_search(
         codes = codebook + group * codebook_stride_g
         smallest = smallest_key(
             row, x_stride_d, codes, codebook_stride_k, codebook_stride_d, start, stop, num_codes - 1,
-            D, BLOCK_QUERIES, BLOCK_CODES, REGISTER_DIMS, DIM_STEP,
+            D, BLOCK_QUERIES, BLOCK_CODES, REGISTER_DIMS, DIM_STEP, INLINE_ASM,
         )  # fmt: skip
         target = key + n.to(tl.int64) * num_groups + group
         if SPLIT:
@@ -110,7 +111,7 @@ def fallback(
     codebook, codebook_stride_g, codebook_stride_k, codebook_stride_d,
     limit, found, unsettled, key, rows, num_groups, num_codes, codes_per_split,
     D: tl.constexpr, BLOCK_QUERIES: tl.constexpr, BLOCK_CODES: tl.constexpr, REGISTER_DIMS: tl.constexpr,
-    DIM_STEP: tl.constexpr, SLOTS: tl.constexpr, FLAG_BLOCK: tl.constexpr,
+    DIM_STEP: tl.constexpr, SLOTS: tl.constexpr, FLAG_BLOCK: tl.constexpr, INLINE_ASM: tl.constexpr,
 ):  # fmt: skip
     """Grid (groups * flag blocks, splits): lowers the keys of the queries that the first pass did not settle.
 
@@ -136,6 +137,6 @@ def fallback(
             row = query_row(x, picked, inner, x_stride_outer, x_stride_inner, group * x_stride_g)
             smallest = smallest_key(
                 row, x_stride_d, codes, codebook_stride_k, codebook_stride_d, start, stop, num_codes - 1,
-                D, BLOCK_QUERIES, BLOCK_CODES, REGISTER_DIMS, DIM_STEP,
+                D, BLOCK_QUERIES, BLOCK_CODES, REGISTER_DIMS, DIM_STEP, INLINE_ASM,
             )  # fmt: skip
             tl.atomic_min(key + picked.to(tl.int64) * num_groups + group, smallest, mask=turn < count, sem="relaxed")

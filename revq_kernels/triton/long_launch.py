@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from revq_kernels.triton.addressing import padded
+from revq_kernels.triton.blocks import FirstPassConfig
 from revq_kernels.triton.certificate import constants
-from revq_kernels.triton.config import FirstPassConfig
 from revq_kernels.triton.launch import Launch
 from revq_kernels.triton.long_plan import LongPlan, chunks, pitch
 from revq_kernels.triton.long_vectors import long_vectors

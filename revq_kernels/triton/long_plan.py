@@ -6,9 +6,6 @@ from one to the next, so that nothing else knows of it.
 
 from typing import NamedTuple
 
-MIN_LONG_D = 17
-"""From here on the product over packed rows takes fewer instructions than packing within the first pass."""
-
 CODE_BYTES = 24 * 2**20
 """Of the workspace, for packed codes."""
 
@@ -51,9 +48,9 @@ def plan_long(
     vector = 2 * pitch(d) * (2 if parts == 3 else 1)
     step = block_codes * cell_tiles
     codes = _up(num_codes, block_codes)
-    if codes * (vector + 4) > code_bytes:
-        codes = min(codes, max(step, code_bytes // (vector + 4) // step * step))
-    groups = min(num_groups, max(1, code_bytes // (codes * (vector + 4))))
+    if codes * (vector + 8) > code_bytes:
+        codes = min(codes, max(step, code_bytes // (vector + 8) // step * step))
+    groups = min(num_groups, max(1, code_bytes // (codes * (vector + 8))))
     code_rounds = -(-num_codes // codes)
     packed, known = groups * (vector + 8), num_groups * 20
     rows_now = _up(min(rows, max(block_queries, query_bytes // (packed + known + 128 * num_groups))), block_queries)

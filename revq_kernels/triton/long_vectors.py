@@ -18,7 +18,7 @@ from revq_kernels.triton.lanes import NO_SCORE, emit_candidates, lane_minimum, u
 _PAD = tl.constexpr(certificate.SCORE_PAD)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "num_groups", "first_group", "first_code"])
 def long_vectors(
     query_high,
     query_low,

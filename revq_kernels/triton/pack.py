@@ -19,7 +19,7 @@ _RANGE = tl.constexpr(certificate.RANGE)
 _FAR_NORM = tl.constexpr(256 * FAR.value)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_group", "first_code", "num_codes"])
 def pack_codes(
     codebook, codebook_stride_g, codebook_stride_k, codebook_stride_d, centre, scale, high, low, norm,
     first_group, first_code, num_codes, packed_codes,
@@ -59,7 +59,7 @@ def pack_codes(
     tl.store(norm + packed, tl.sum(size_or_far, axis=1))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["inner", "first_group", "rows", "num_groups"])
 def pack_queries(
     x, inner, x_stride_outer, x_stride_inner, x_stride_g, x_stride_d, centre, scale, high, low, norm, error, unsettled,
     first_group, rows, num_groups, packed_rows,

@@ -17,11 +17,14 @@ from revq_kernels.triton.config import Plan
 from revq_kernels.triton.direct import direct_search, fallback
 from revq_kernels.triton.fma import fma
 from revq_kernels.triton.launch import Launch
+from revq_kernels.triton.long_launch import long_launches
 from revq_kernels.triton.prepare import SAMPLES, prepare
 from revq_kernels.triton.settle import settle
 from revq_kernels.triton.tensor_core import tensor_core
 
 STATES_PER_PROGRAM = 1024
+STAGES = 2
+"""Tiles of packed codes that are in shared memory together."""
 CANDIDATES_PER_PROGRAM = 256
 """Codes that one program of `settle` looks at together: two for each of its threads, so that nothing spills."""
 
@@ -118,7 +121,12 @@ def launches(this: Round) -> Iterator[Launch]:
         yield _direct(this)
     else:
         yield _prepare(this)
-        yield _first_pass(this)
+        if this.plan.long is not None:
+            yield from long_launches(
+                this.source, this.state, this.sizes, this.plan.long, this.plan.first_pass, STAGES, this.plan.inline_asm
+            )
+        else:
+            yield _first_pass(this)
         yield _fallback(this)
     yield _settle(this)
 
@@ -141,6 +149,7 @@ def _direct(this: Round) -> Launch:
     blocks = {
         "D": this.codebook.shape[2], "BLOCK_QUERIES": direct.block_queries, "BLOCK_CODES": direct.block_codes,
         "REGISTER_DIMS": direct.register_dims, "DIM_STEP": direct.dim_step, "SPLIT": plan.splits > 1,
+        "INLINE_ASM": plan.inline_asm,
     }  # fmt: skip
     grid = (num_groups * triton.cdiv(rows, direct.block_queries), plan.splits)
     arguments = (*this.source, this.state.key, *this.sizes, plan.codes_per_split)
@@ -153,7 +162,7 @@ def _fallback(this: Round) -> Launch:
     blocks = {
         "D": this.codebook.shape[2], "BLOCK_QUERIES": direct.fallback_queries, "BLOCK_CODES": direct.fallback_codes,
         "REGISTER_DIMS": direct.register_dims, "DIM_STEP": direct.dim_step, "SLOTS": plan.slots,
-        "FLAG_BLOCK": direct.flag_block,
+        "FLAG_BLOCK": direct.flag_block, "INLINE_ASM": plan.inline_asm,
     }  # fmt: skip
     grid = (num_groups * triton.cdiv(rows, direct.flag_block), plan.fallback_splits)
     flags = (state.limit, state.found, state.unsettled, state.key)

@@ -17,7 +17,8 @@ import torch
 import triton
 
 from revq_kernels.triton import config
-from revq_kernels.triton.config import FirstPassConfig, Target, default_first_pass, make_plan, target_of
+from revq_kernels.triton.blocks import FirstPassConfig, default_first_pass
+from revq_kernels.triton.config import Target, make_plan, target_of
 from revq_kernels.triton.search import search
 
 SHAPES = (

@@ -14,7 +14,7 @@ if not triton.interpreted():
     pytest.skip("needs TRITON_INTERPRET=1 in a process of its own: `make test` does that", allow_module_level=True)
 
 from revq_kernels.triton.addressing import grouped_rows
-from revq_kernels.triton.config import DirectConfig, FirstPassConfig
+from revq_kernels.triton.blocks import DirectConfig, FirstPassConfig
 from revq_kernels.triton.direct import fallback
 from revq_kernels.triton.long_launch import Packed, long_launches
 from revq_kernels.triton.long_plan import LongPlan, chunks, pitch, plan_long
@@ -46,7 +46,7 @@ def run(x: Tensor, codebook: Tensor, parts: int = 1, **changes) -> tuple[Tensor,
     settled = (state.unsettled == 0) & (state.limit < torch.inf) & (state.found <= plan.slots)
     fallback[(num_groups * -(-rows.count // direct.flag_block), 1)](
         *source, state.limit, state.found, state.unsettled, state.key, *sizes, num_codes,
-        D=d, BLOCK_QUERIES=4, BLOCK_CODES=256, REGISTER_DIMS=16, DIM_STEP=4, SLOTS=plan.slots,
+        D=d, BLOCK_QUERIES=4, BLOCK_CODES=256, REGISTER_DIMS=16, DIM_STEP=4, SLOTS=plan.slots, INLINE_ASM=False,
         FLAG_BLOCK=direct.flag_block,
     )  # fmt: skip
     indices = torch.full((rows.count, num_groups), -7)
