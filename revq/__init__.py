@@ -20,6 +20,7 @@ _HOME = {
     "Tokenizer": "revq.tokenizer",
     "TrainConfig": "revq.config",
     "encode_folder": "revq.encode",
+    "fast_distances": "revq.integrations.fast_distances",
     "load_vae": "revq.vae",
 }
 _MODULES = ("recipes", "train")  # modules, used as revq.recipes.demo() and revq.train.train(...)
