@@ -14,8 +14,9 @@ class Case(NamedTuple):
     """One search: N queries in each of G groups, against K codes of d numbers.
 
     ``kind`` says how both are drawn: "gaussian" (standard normal), "clustered" (64 blobs per group, as tight as their
-    centres are far apart times 1/8), "correlated" (neighbouring numbers of a vector correlate by 0.7) or "twins" (as
-    gaussian, but 40 % of the codes have an exact copy under another number).  ``offset`` is added to everything.
+    centres are far apart times 1/8), "correlated" (neighbouring numbers of a vector correlate by 0.7), "twins" (as
+    gaussian, but 40 % of the codes have an exact copy under another number) or "real" (latents of photos, normalised).
+    ``offset`` is added to everything.
     """
 
     name: str
@@ -83,7 +84,20 @@ def _twins(case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return x, codebook
 
 
-KINDS = {"gaussian": _gaussian, "clustered": _clustered, "correlated": _correlated, "twins": _twins}
+def _real(case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    from benchmarks import latents  # encodes photos at first use
+
+    x, codebook = latents.problem(case.N, case.G, case.K, case.d, generator)
+    return x, codebook
+
+
+KINDS = {
+    "gaussian": _gaussian,
+    "clustered": _clustered,
+    "correlated": _correlated,
+    "twins": _twins,
+    "real": _real,
+}
 
 PAPER = [
     Case("512T", 256, 512, 16384, 4),
@@ -110,17 +124,55 @@ SINGLE = [
 ]
 
 # The paper's configurations with G scaled to what a CPU finishes in a moment (the paper: 512, 256, 256).
-SEARCH = [
+CPU_PAPER = [
     Case("512T", 256, 8, 16384, 4),
     Case("256T", 256, 2, 65536, 8),
     Case("256T-L", 128, 1, 262144, 8),
-    Case("512T, offset", 256, 8, 16384, 4, offset=100.0),
-    Case("tokenizer-d16", 4096, 1, 16384, 16),
-    Case("tokenizer-d64", 2048, 1, 16384, 64),
-    Case("tokenizer-d256", 2048, 1, 8192, 256),
 ]
 
-MEMORY = [Case("memory", 65536, 1, 16384, 8)]
+CPU_REAL = [
+    Case("512T, real", 256, 8, 16384, 4, kind="real"),
+    Case("256T, real", 256, 2, 65536, 8, kind="real"),
+]
+
+# One codebook, N as in the study that set the goals.
+ACCEPTANCE = [
+    *CPU_PAPER,
+    Case("d16", 2048, 1, 16384, 16),
+    Case("d32", 4096, 1, 8192, 32),
+    Case("d64", 2048, 1, 16384, 64),
+    Case("d256", 2048, 1, 8192, 256),
+    Case("d256, few codes", 4096, 1, 1024, 256),
+    *CPU_REAL,
+]
+
+TOKENIZER_QUERIES = 1024
+TOKENIZER_WORK = 1 << 33
+"""N * K * d of a tokenizer case stays below it, with fewer queries for the largest."""
+
+
+def tokenizers(dims: tuple[int, ...] = (4, 8, 16, 32, 64, 256)) -> list[Case]:
+    """A grid of single codebooks, K = 1,024 ... 262,144 for every d, and N = 256 ... 65,536 for one of them."""
+    grid = [
+        Case(f"d{d} K{K}", max(256, min(TOKENIZER_QUERIES, TOKENIZER_WORK // (K * d))), 1, K, d)
+        for K in (16384, 1024, 65536, 4096, 262144)
+        for d in dims
+    ]
+    return grid + [Case(f"d8 K16384 N{N}", N, 1, 16384, 8) for N in (256, 8192, 65536)]
+
+
+def _suite() -> list[Case]:
+    def changed(label: str, **change: object) -> list[Case]:
+        return [case._replace(name=f"{case.name}, {label}", **change) for case in CPU_PAPER]
+
+    wrong = changed("twins", kind="twins") + changed("offset 10", offset=10.0) + changed("offset 100", offset=100.0)
+    kinds = changed("clustered", kind="clustered") + changed("correlated", kind="correlated")
+    return [*CPU_PAPER, *CPU_REAL, *wrong, *tokenizers(), *kinds]
+
+
+SEARCH = _suite()
+
+MEMORY = [Case(f"d8 K{K}", 4096, 1, K, 8) for K in (1024, 4096, 16384, 65536, 262144)]
 
 # The shapes of the cards' cases, small enough for a dry run.
 SMALL = [

@@ -12,18 +12,19 @@ from benchmarks.floors import floors
 from benchmarks.gate import check_case
 from benchmarks.providers import OURS, Provider
 from benchmarks.wrong import Judge, Shares
-from revq_kernels import explain
 
 Row = dict[str, Any]
 
 MEASURED = (
     *("mode", "rounds", "median_ms", "min_ms", "max_ms", "prepare_ms", "gpairs_per_s", "gbytes_per_s", "floor_ms"),
-    *("times_revq", "peak_mb", "farther_share", "other_twin_share", "queries_checked", "pairs_gated"),
+    *("times_revq", "rounds_ms", "peak_mb", "farther_share", "other_twin_share", "queries_checked", "pairs_gated"),
     *("kernel", "tuning", "note"),
 )
 
 
-def measure(case: Case, providers: list[Provider], clock: Clock, rounds: int, card_name: str = "") -> list[Row]:
+def measure(
+    case: Case, providers: list[Provider], clock: Clock, rounds: int, card_name: str = "", seconds_each: float = 4.0
+) -> list[Row]:
     """One row per provider and mode ("eager", and "graph" on a card); a provider that fails says so in its note.
 
     Raises:
@@ -39,7 +40,7 @@ def measure(case: Case, providers: list[Provider], clock: Clock, rounds: int, ca
     for name in list(calls):
         if clock.cuda and next(p for p in providers if p.name == name).capturable:
             calls |= _captured(name, calls[name], rows)
-    times = interleaved(calls, clock, rounds)
+    times = interleaved(calls, clock, rounds, seconds_each)
     for name, spent in times.items():
         ours = times[OURS.name + (", graph" if rows[name]["mode"] == "graph" and _graph(OURS.name) in times else "")]
         rows[name] |= _timed(case, spent, ours, card_name)
@@ -76,9 +77,10 @@ def _checked(
             torch.cuda.synchronize(clock.device)
         row["note"] = f"first call {time.perf_counter() - start:.1f} s"
         shares: Shares = judge.shares(indices)
-        if provider is OURS:
-            row["kernel"] = str(explain(x, codebook))
+        if provider.ours:
             row["pairs_gated"] = check_case(case, x, codebook, indices)
+        warm(provider, x, prepared)
+        row["kernel"] = "" if provider.describe is None else provider.describe(x, prepared)
         row["farther_share"], row["other_twin_share"] = (round(share, 7) for share in shares)
         row["queries_checked"] = len(judge.rows) * case.G
         if provider.prepare is not None:
@@ -86,13 +88,22 @@ def _checked(
         peak = peak_mb(lambda: provider.call(x, prepared), clock.device)
         row["peak_mb"] = "" if peak is None else round(peak, 1)
     except Exception as error:  # a peer may fail in any way; ours must not
-        if provider is OURS:
+        if provider.ours:
             raise
         row["note"] = _short(error)
         if clock.cuda:
             torch.cuda.empty_cache()
         return {}
     return {provider.name: lambda: provider.call(x, prepared)}
+
+
+def warm(provider: Provider, x: torch.Tensor, prepared: Any, seconds: float = 4.0) -> None:
+    """The calls that a provider wants before it is timed, besides the first."""
+    end = time.perf_counter() + seconds
+    for _ in range(provider.warm_calls - 1):
+        provider.call(x, prepared)
+        if time.perf_counter() > end:
+            break
 
 
 def _graph(name: str) -> str:
@@ -117,6 +128,7 @@ def _timed(case: Case, spent: list[float], ours: list[float], card_name: str) ->
     median, floor = statistics.median(spent), floors(case, card_name)
     return {
         "rounds": len(spent),
+        "rounds_ms": " ".join(f"{time:.4f}" for time in spent),
         "median_ms": round(median, 4),
         "min_ms": round(min(spent), 4),
         "max_ms": round(max(spent), 4),

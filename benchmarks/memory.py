@@ -1,46 +1,39 @@
-"""Peak memory of one call above its inputs, output included: each provider in a process of its own."""
+"""Peak memory of a call against K: each provider in a process of its own, after a small call that loads its libraries.
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
-from benchmarks.cases import MEMORY
-from benchmarks.rows import provenance, write
-
-CHILD = """
-import json, sys, torch
-from pathlib import Path
-from benchmarks.cases import Case
-from benchmarks.providers import PROVIDERS
-
-def status(field):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-name, case = sys.argv[1], Case(*json.loads(sys.argv[2]))
-x, codebook = case.tensors()
-PROVIDERS[name].search(x[:64], codebook[:, :64])  # loads libraries and starts threads
-before = status("VmRSS")
-Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-indices = PROVIDERS[name].search(x, codebook)
-peak = status("VmHWM")
-print(json.dumps({"extra": peak - before}))
+python -m benchmarks.memory [--providers NAME ...]
 """
 
+import argparse
 
-def main() -> None:
-    """Measure every provider on the memory case and write the rows (Linux)."""
-    source, rows = provenance(), []
+import torch
+
+from benchmarks.cases import MEMORY
+from benchmarks.peak import peak
+from benchmarks.providers import serving
+from benchmarks.rows import RESULTS, Rows, provenance
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure the memory cases and write the rows (Linux)."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory")
+    parser.add_argument("--providers", nargs="*", metavar="NAME", help="these and revq; all if not given")
+    providers = [p for p in serving("cpu", parser.parse_args(arguments).providers) if not p.missing]
+    rows = Rows("memory-cpu", RESULTS, provenance("python -m benchmarks.memory"))
     for case in MEMORY:
-        for name in ("revq", "torch.cdist", "addmm, chunked"):
-            command = [sys.executable, "-c", CHILD, name, json.dumps(case)]
-            result = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-            measured = json.loads(result.stdout)
-            above = measured["extra"] / 1e6
-            rows.append({**case._asdict(), "provider": name, "peak_above_inputs_mb": round(above, 1), **source})
-            print(f"{case.name} {name:16} {above:8.1f} MB above its inputs")
-    print(write("memory-cpu", rows))
+        for provider in providers:
+            megabytes = peak(case, provider.name, torch.get_num_threads())
+            note = megabytes if isinstance(megabytes, str) else ""
+            rows.add(
+                [
+                    {
+                        **case._asdict(),
+                        "provider": provider.name,
+                        "peak_above_inputs_mb": "" if note else megabytes,
+                        "note": note,
+                    }
+                ]
+            )
+            print(f"{case.name:12} {provider.name:26} {megabytes:>8} MB above its inputs", flush=True)
 
 
 if __name__ == "__main__":

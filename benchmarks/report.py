@@ -5,42 +5,12 @@ python -m benchmarks.report
 
 import re
 
+from benchmarks.cpu_plots import plots
+from benchmarks.cpu_report import acceptance_table, memory_table, search_table, soak_table, wrong_table
 from benchmarks.gpu_report import gpu_section
 from benchmarks.tables import PAGE, markdown, read, source
 
 PICTURES = ("vae", "quantised", "rectified")
-
-
-def search_table() -> str:
-    """One line per case, one column per provider."""
-    rows = read("search-cpu")
-    providers = list(dict.fromkeys(row["provider"] for row in rows))
-    header = ["case", "N", "G", "K", "d", "revq, ms", "Gpairs/s"]
-    header += [f"{name}, times slower (farther codes)" for name in providers if name != "revq"]
-    lines = []
-    for case in dict.fromkeys(row["name"] for row in rows):
-        of = {row["provider"]: row for row in rows if row["name"] == case}
-        ours = of["revq"]
-        line = [case, *(ours[key] for key in ("N", "G", "K", "d")), ours["median_ms"], ours["gpairs_per_s"]]
-        for name in providers:
-            if name != "revq":
-                line.append(_against(of[name]))
-        lines.append(line)
-    return markdown(header, lines) + source(rows[0])
-
-
-def _against(row: dict[str, str]) -> str:
-    """How much slower a peer is and how often it is wrong, or why that is not known."""
-    if not row["times_revq"]:
-        return row["note"].partition(":")[0]
-    return f"{row['times_revq']}x ({100 * float(row['farther_share']):.2g} %)"
-
-
-def memory_table() -> str:
-    """Peak memory."""
-    rows = read("memory-cpu")
-    lines = [[row["provider"], row["N"], row["K"], row["d"], row["peak_above_inputs_mb"]] for row in rows]
-    return markdown(["", "N", "K", "d", "MB above its inputs"], lines) + source(rows[0])
 
 
 def reset_table() -> str:
@@ -89,7 +59,11 @@ def main() -> None:
     """Rewrite the page."""
     text = PAGE.read_text()
     tables = {
+        "acceptance": acceptance_table(),
+        "soak": soak_table(),
         "search": search_table(),
+        "wrong": wrong_table(),
+        "plots": plots(),
         "search-gpu": gpu_section(),
         "memory": memory_table(),
         "reset": reset_table(),

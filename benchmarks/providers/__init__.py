@@ -1,20 +1,14 @@
 """Everything that is measured: this library, and what a user would pick instead, each tuned as its own docs advise."""
 
-from benchmarks.providers import faiss_flat, flash_kmeans, kd_trees, keops, plain_torch, scikit, vector_quantize
+from benchmarks.providers import faiss_flat, flash_kmeans, kd_trees, keops, ours, plain_torch, scikit, vector_quantize
 from benchmarks.providers.provider import Provider
-from revq_kernels import nearest_code
 
-OURS = Provider(
-    name="revq",
-    tuning="this library, nothing set",
-    call=nearest_code,
-    runs_on=("cpu", "cuda"),
-)
+OURS = ours.BRUTE
 
 PROVIDERS: dict[str, Provider] = {
     provider.name: provider
     for provider in (
-        OURS,
+        *ours.PROVIDERS,
         *plain_torch.PROVIDERS,
         faiss_flat.PROVIDER,
         *kd_trees.PROVIDERS,
@@ -27,7 +21,7 @@ PROVIDERS: dict[str, Provider] = {
 
 
 def serving(device: str, names: list[str] | None = None) -> list[Provider]:
-    """The providers for a device type, ours first, by name or all; whether they are installed is another question.
+    """The providers for a device type, `OURS` first, by name or all; whether they are installed is another question.
 
     Raises:
         ValueError: for a name that is none of theirs.

@@ -42,9 +42,17 @@ def _columns(columns: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(columns, axis=1).astype(np.int64))
 
 
+LARGEST_DIM = 16
+"""scipy's docs: beyond some 20 dimensions a kd-tree is no faster than brute force."""
+
 PROVIDERS = (
     Provider(
-        "scipy cKDTree", "balanced and compact, workers = threads", query_scipy, prepare=build_scipy, needs="scipy"
+        "scipy cKDTree",
+        "balanced and compact, workers = threads",
+        query_scipy,
+        prepare=build_scipy,
+        needs="scipy",
+        max_code_dim=LARGEST_DIM,
     ),
     Provider(
         "nanoflann",
@@ -52,5 +60,6 @@ PROVIDERS = (
         query_nanoflann,
         prepare=build_nanoflann,
         needs="pynanoflann",
+        max_code_dim=LARGEST_DIM,
     ),
 )

@@ -15,5 +15,11 @@ def search(x: Tensor, codebook: Tensor) -> Tensor:
 
 
 PROVIDER = Provider(
-    "KeOps", "LazyTensor argmin, groups as batch", search, needs="pykeops", runs_on=("cpu", "cuda"), capturable=False
+    "KeOps",
+    "LazyTensor argmin, groups as batch",
+    search,
+    needs="pykeops",
+    runs_on=("cpu", "cuda"),
+    capturable=False,
+    slow_start=True,
 )

@@ -78,6 +78,13 @@ PROVIDERS = (
         compiled(direct),
         runs_on=BOTH,
         max_code_dim=LARGEST_DIRECT,
+        slow_start=True,
     ),
-    Provider("torch.compile, expansion", "baddbmm and argmin, static shapes", compiled(expansion), runs_on=BOTH),
+    Provider(
+        "torch.compile, expansion",
+        "baddbmm and argmin, static shapes",
+        compiled(expansion),
+        runs_on=BOTH,
+        slow_start=True,
+    ),
 )

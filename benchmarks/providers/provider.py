@@ -21,6 +21,10 @@ class Provider:
         runs_on: device types.
         capturable: whether a CUDA graph may be tried on it.
         max_code_dim: the largest d that makes sense, None for any.
+        ours: this library; nothing of ours is timed while one of its indices is wrong.
+        warm_calls: calls before anything is timed (or 4 s of them).
+        describe: what did the work, after the warm calls, given x and what was prepared.
+        slow_start: it compiles for each shape or d, so it is measured last.
     """
 
     name: str
@@ -31,6 +35,10 @@ class Provider:
     runs_on: tuple[str, ...] = ("cpu",)
     capturable: bool = True
     max_code_dim: int | None = None
+    ours: bool = False
+    warm_calls: int = 1
+    describe: Callable[[Tensor, Any], str] | None = None
+    slow_start: bool = False
 
     @property
     def missing(self) -> str:

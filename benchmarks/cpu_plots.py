@@ -1,0 +1,144 @@
+"""Plots of the CPU search as SVG beside docs/benchmarks.md; none without matplotlib or rows."""
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cases import tokenizers
+from benchmarks.rows import RESULTS
+from benchmarks.tables import PAGE, read
+
+Row = dict[str, str]
+COLOURS = {
+    "revq": "#000000",
+    "revq, automatic": "#d62728",
+    "revq, index": "#ff9896",
+    "faiss": "#1f77b4",
+    "torch.cdist": "#2ca02c",
+    "addmm, chunked": "#98df8a",
+    "scikit-learn": "#9467bd",
+    "nanoflann": "#e377c2",
+    "scipy cKDTree": "#8c564b",
+    "KeOps": "#bcbd22",
+    "torch.compile, direct": "#17becf",
+    "torch.compile, expansion": "#9edae5",
+    "vector-quantize-pytorch": "#7f7f7f",
+}
+LEFT_OUT = ("revq, index", "revq, refit")
+LIMIT_PROVIDERS = ("revq", "faiss", "addmm, chunked", "torch.cdist", "scikit-learn")
+
+
+def plots(folder: Path = RESULTS, page: Path = PAGE) -> str:
+    """Draw what the rows allow, and link it."""
+    try:
+        import matplotlib
+    except ImportError:
+        return ""
+    matplotlib.use("Agg")
+    names = {case.name for case in tokenizers() if " N" not in case.name}
+    rows = [row for row in read("search-cpu", folder) if row["name"] in names and row["median_ms"]]
+    memory = [row for row in read("memory-cpu", folder) if row["peak_above_inputs_mb"]]
+    drawn = []
+    if rows:
+        drawn.append(("Throughput against K for every d", throughput(rows, page.parent / "search-cpu-throughput.svg")))
+        drawn.append(("Share of the FMA limit", limit(rows, page.parent / "search-cpu-limit.svg")))
+    if len({row["K"] for row in memory}) > 1:
+        drawn.append(("Peak memory against K", memory_against_codes(memory, page.parent / "search-cpu-memory.svg")))
+    return "\n\n".join(f"![{title}]({path.name})" for title, path in drawn)
+
+
+def throughput(rows: list[Row], path: Path) -> Path:
+    """One panel per d."""
+    from matplotlib import pyplot
+
+    dims = sorted({int(row["d"]) for row in rows})
+    columns = min(3, len(dims))
+    lines = -(-len(dims) // columns)
+    figure, panels = pyplot.subplots(lines, columns, figsize=(3.8 * columns, 3.1 * lines), sharex=True, squeeze=False)
+    for axes, dim in zip(panels.flat, dims, strict=False):
+        here = [row for row in rows if int(row["d"]) == dim]
+        for name in _names(here, LEFT_OUT):
+            points = sorted((int(row["K"]), float(row["gpairs_per_s"])) for row in here if row["provider"] == name)
+            _line(axes, points, name)
+        if here[0].get("gflops_peak"):
+            axes.axhline(float(here[0]["gflops_peak"]) / 2 / dim, color="black", linestyle=":", label="FMA limit")
+        axes.set(xscale="log", yscale="log", title=f"d = {dim}")
+        axes.grid(alpha=0.3, which="major")
+        _code_ticks(axes, sorted({int(row["K"]) for row in rows}))
+    for axes in panels[-1]:
+        axes.set_xlabel("K")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("Gpairs/s")
+    return _save(figure, panels.flat, path)
+
+
+def limit(rows: list[Row], path: Path) -> Path:
+    """Share of the multiply-add peak against d, at K = 16,384."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.5, 3.8))
+    for codes, style in ((16384, "-"), (262144, "--")):
+        for name in LIMIT_PROVIDERS if codes == 16384 else ("revq",):
+            points = sorted(
+                (int(row["d"]), 200 * float(row["gpairs_per_s"]) * int(row["d"]) / float(row["gflops_peak"]))
+                for row in rows
+                if row["provider"] == name and int(row["K"]) == codes and row.get("gflops_peak")
+            )
+            _line(axes, points, name, style, name if codes == 16384 else f"{name}, K = {codes:,}")
+    dims = sorted({int(row["d"]) for row in rows})
+    axes.set(xscale="log", xlabel="d", ylabel="% of the FMA limit", ylim=(0, 105), title="K = 16,384")
+    axes.set_xticks(dims, [str(dim) for dim in dims])
+    axes.minorticks_off()
+    axes.axhline(100, color="black", linestyle=":")
+    axes.grid(alpha=0.3)
+    return _save(figure, [axes], path)
+
+
+def memory_against_codes(rows: list[Row], path: Path) -> Path:
+    """Megabytes above the inputs, and what the search may take."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.5, 3.8))
+    for name in _names(rows, ()):
+        mine = [row for row in rows if row["provider"] == name]
+        _line(axes, sorted((int(row["K"]), max(0.1, float(row["peak_above_inputs_mb"]))) for row in mine), name)
+    codes, first = sorted({int(row["K"]) for row in rows}), rows[0]
+    allowed = [4 * k * (int(first["d"]) + 1) / 1e6 + 8 for k in codes]
+    axes.plot(codes, allowed, color="black", linestyle=":", label="packed codebook + 8 MB")
+    title = f"N = {first['N']}, d = {first['d']}"
+    axes.set(xscale="log", yscale="log", xlabel="K", ylabel="MB above the inputs (0.1: none seen)", title=title)
+    _code_ticks(axes, codes)
+    axes.grid(alpha=0.3, which="major")
+    return _save(figure, [axes], path)
+
+
+def _names(rows: list[Row], left_out: tuple[str, ...]) -> list[str]:
+    present = {row["provider"] for row in rows}
+    return [name for name in COLOURS if name in present and name not in left_out]
+
+
+def _line(axes: Any, points: list[tuple[int, float]], name: str, style: str = "-", label: str | None = None) -> None:
+    if points:
+        width = 2.2 if name == "revq" else 1.4
+        marks = {"linestyle": style, "color": COLOURS.get(name), "marker": "o", "markersize": 3.5}
+        axes.plot(*zip(*points, strict=True), label=label or name, linewidth=width, **marks)
+
+
+def _code_ticks(axes: Any, codes: list[int]) -> None:
+    axes.set_xticks(codes, [f"{code // 1024}k" if code >= 1024 else str(code) for code in codes])
+    axes.minorticks_off()
+
+
+def _save(figure: Any, panels: Any, path: Path) -> Path:
+    import matplotlib
+    from matplotlib import pyplot
+
+    matplotlib.rcParams["svg.hashsalt"] = path.name  # the same file for the same rows
+    found = {}
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        found |= {label: handle for label, handle in zip(labels, handles, strict=True) if label not in found}
+    figure.tight_layout()
+    figure.legend(found.values(), found.keys(), loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
+    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
+    pyplot.close(figure)
+    return path

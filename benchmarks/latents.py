@@ -1,0 +1,88 @@
+"""Real latents: the shipped photos through the embedded VAE, once, kept in ``runs/``.
+
+    python -m benchmarks.latents        # builds them in less than two minutes; what needs them does so by itself
+
+A frame of 192 x 192 pixels is encoded as a whole, and each of the 25 windows of 8 x 8 positions in its latent counts as
+the latent of a crop of 128 x 128 pixels.  The encoder is convolutional, so a window is what the crop alone would give,
+but for its outermost positions, which see the photo go on where a crop would end.  That makes more than 100,000 crops
+in the time of ten thousand.
+"""
+
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from revq.latents import LatentStore
+from revq_kernels.layout import split_tokens
+
+FOLDER = Path(__file__).parents[1] / "runs" / "benchmark-latents"
+SIDE = 8
+"""Positions along a side of a crop's latent."""
+FRAME_PIXELS = 192
+FRAMES = {"train": 19, "held_out": 4}
+"""Frames per photo."""
+MIN_SCALE = 0.75
+"""A frame's side is at least this share of the photo's short side, so a crop's is at least half of it."""
+
+
+def store(part: str) -> LatentStore:
+    """The frames' latents of the "train" or "held_out" photos; encoded by the first call."""
+    from revq import data
+    from revq.encode import encode_folder
+    from revq.vae import load_vae
+
+    return encode_folder(
+        data.train_photos() if part == "train" else data.held_out_photos(),
+        load_vae(),
+        image_size=FRAME_PIXELS,
+        out=FOLDER / part,
+        crops=FRAMES[part],
+        min_scale=MIN_SCALE,
+        progress=False,
+    )
+
+
+def tokens(frames: LatentStore, d: int, groups: Tensor) -> Tensor:
+    """The tokens of every crop, ``[crops, len(groups), d]``: the channel split, some groups of it."""
+    found = []
+    for latents in frames.batches(64):
+        windows = latents.unfold(2, SIDE, 1).unfold(3, SIDE, 1)  # [frames, C, rows, columns, 8, 8]
+        crops = windows.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+        found.append(split_tokens(crops, d, "channel")[:, groups])
+    return torch.cat(found)
+
+
+def problem(num_queries: int, num_groups: int, num_codes: int, d: int, generator: torch.Generator) -> list[Tensor]:
+    """Queries ``[G, N, d]`` from crops of held-out photos, and codes ``[G, K, d]`` from as many training crops.
+
+    The groups are spread evenly over all; every element is normalised with the statistics of the training crops.
+
+    Raises:
+        ValueError: if more are wanted than there are crops.
+    """
+    train, held_out = store("train"), store("held_out")
+    channels = train.plan.latent_shape[0]
+    groups = torch.linspace(0, channels * SIDE * SIDE // d - 1, num_groups).long()
+    codes, queries = tokens(train, d, groups), tokens(held_out, d, groups)
+    mean, deviation, chosen = codes.mean(0), codes.std(0), []
+    for values, count in ((queries, num_queries), (codes, num_codes)):
+        if len(values) < count:
+            raise ValueError(f"real latents: {count} wanted, there are {len(values)} crops")
+        some = values[torch.randperm(len(values), generator=generator)[:count]]
+        chosen.append(some.sub_(mean).div_(deviation).transpose(0, 1).contiguous())
+    return chosen
+
+
+def main() -> None:
+    """Build what is not there yet, and count it."""
+    for part in FRAMES:
+        start = time.monotonic()
+        frames = store(part)
+        crops = len(frames) * (frames.plan.latent_shape[1] - SIDE + 1) ** 2
+        print(f"{part}: {len(frames)} frames, {crops} crops, {time.monotonic() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
