@@ -4,6 +4,10 @@
 #include <cstdint>
 #include <vector>
 
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#endif
+
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/BFloat16.h>
@@ -47,10 +51,38 @@ void store_row(void* base, int64_t offset, int64_t count, const float* in) {
   for (int64_t j = 0; j < count; ++j) row[j] = static_cast<T>(in[j]);
 }
 
+#if defined(__x86_64__) && defined(__GNUC__)
+// The processor's own conversion of float16, exact as the other and many times as fast.  Returns how many it converted.
+__attribute__((target("avx,f16c"))) inline int64_t load_halves(const void* base, int64_t count, float* out) {
+  const auto* from = static_cast<const uint16_t*>(base);
+  int64_t j = 0;
+  for (; j + 8 <= count; j += 8) {
+    _mm256_storeu_ps(out + j, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + j))));
+  }
+  if (j + 4 <= count) {
+    _mm_storeu_ps(out + j, _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + j))));
+    j += 4;
+  }
+  return j;
+}
+
+inline void load_half_row(const void* base, int64_t offset, int64_t count, float* out) {
+  const auto* row = static_cast<const c10::Half*>(base) + offset;
+  static const bool fast = __builtin_cpu_supports("avx") && __builtin_cpu_supports("f16c");
+  const int64_t done = fast ? load_halves(row, count, out) : 0;
+  load_row<c10::Half>(row, done, 1, count - done, out + done);
+}
+#else
+inline void load_half_row(const void* base, int64_t offset, int64_t count, float* out) {
+  load_row<c10::Half>(base, offset, 1, count, out);
+}
+#endif
+
 // Rows of d numbers, converted exactly to float32.
 inline void load(ScalarType type, const void* base, int64_t offset, int64_t stride, int64_t count, float* out) {
   if (type == ScalarType::Float) return load_row<float>(base, offset, stride, count, out);
   if (type == ScalarType::BFloat16) return load_row<c10::BFloat16>(base, offset, stride, count, out);
+  if (stride == 1) return load_half_row(base, offset, count, out);
   load_row<c10::Half>(base, offset, stride, count, out);
 }
 
@@ -84,10 +116,11 @@ class GroupedRows {
 
   void read(int64_t row, int64_t group, float* out) const {
     int64_t offset = group * group_stride_;
-    for (int64_t i = static_cast<int64_t>(sizes_.size()) - 1; i >= 0; --i) {
+    for (int64_t i = static_cast<int64_t>(sizes_.size()) - 1; i > 0; --i) {
       offset += (row % sizes_[i]) * strides_[i];
       row /= sizes_[i];
     }
+    if (!sizes_.empty()) offset += row * strides_[0];  // no division where there is one leading dimension
     load(type_, data_, offset, element_stride_, width_, out);
   }
 
@@ -109,6 +142,14 @@ class Codebook {
 
   void read(int64_t group, int64_t code, float* out) const {
     load(type_, data_, group * strides_[0] + code * strides_[1], strides_[2], width_, out);
+  }
+
+  // Some rows that follow each other.
+  void read_rows(int64_t group, int64_t first, int64_t count, float* out) const {
+    if (strides_[1] == width_ && (strides_[2] == 1 || width_ == 1)) {
+      return load(type_, data_, group * strides_[0] + first * strides_[1], 1, count * width_, out);
+    }
+    for (int64_t i = 0; i < count; ++i) read(group, first + i, out + i * width_);
   }
 
   // A group's rows where they can be used as they stand, row_stride() apart, else nullptr.

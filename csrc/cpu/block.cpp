@@ -2,6 +2,8 @@
 #include "block.h"
 
 #include <algorithm>
+#include <bit>
+#include <cstring>
 #include <limits>
 
 #include "key.h"
@@ -15,6 +17,21 @@ int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 constexpr int64_t kAlign = 16;  // floats
 // Of a candidate cell's rows, at most this many numbers are fetched ahead.
 constexpr int64_t kPrefetch = 512;
+// With so many queries of a sweep unsettled, and so few codes for one that is a copy, copies are looked for.
+constexpr size_t kManyUnsettled = 24;
+constexpr int64_t kCodesPerCopy = 4;
+// Places of the table of codes that are tried: bounds the time of codes that collide.
+constexpr int kProbes = 8;
+
+// Any numbers that agree for codes with the same bits.
+uint64_t hash_of(const float* row, int64_t d) {
+  uint64_t sum = 0, factor = 0x9E3779B97F4A7C15;
+  for (int64_t j = 0; j < d; ++j) {
+    sum += (uint64_t{std::bit_cast<uint32_t>(row[j])} + 1) * factor;
+    factor = factor * 0xD1342543DE82EF95 + 2;  // odd again
+  }
+  return sum ^ sum >> 32;
+}
 
 }  // namespace
 
@@ -45,8 +62,16 @@ void BlockSearch::search(CodeRows codes, int64_t first) {
   if (!plan_.first_pass || !pass_->pack_codes(codes, plan_.d, centre_, plan_.cell, tiles, panels_)) {
     for (int64_t q = 0; q < count_; ++q) unsettled_.push_back(q);
   } else {
+    if (copies_) exclude_copies(codes);
     for (int64_t begin = 0; begin < count_; begin += kQueriesPerSweep) {
-      sweep(codes, first, tiles, begin, std::min(begin + kQueriesPerSweep, count_));
+      const size_t before = unsettled_.size();
+      const int64_t end = std::min(begin + kQueriesPerSweep, count_);
+      sweep(codes, first, tiles, begin, end);
+      if (copies_ || !may_have_copies_ || unsettled_.size() - before < kManyUnsettled) continue;
+      exclude_copies(codes);
+      if (!copies_) continue;
+      unsettled_.resize(before);  // once more, without the copies
+      sweep(codes, first, tiles, begin, end);
     }
   }
   if (unsettled_.empty()) return;
@@ -54,11 +79,38 @@ void BlockSearch::search(CodeRows codes, int64_t first) {
   direct_.search(queries_, unsettled_, codes, first, keys_);
 }
 
+// A code with the bits of an earlier one has its distance and a higher number, and never wins: its score becomes
+// kExcluded.  Else many copies of a winner would fill its list of candidates.
+void BlockSearch::exclude_copies(CodeRows codes) {
+  const int64_t d = plan_.d, lanes = pass_->lanes, row = kVectorsPerPanel * lanes;
+  const auto places = std::bit_ceil(static_cast<uint64_t>(2 * codes.count));
+  table_.assign(places, -1);
+  int64_t found = 0;
+  for (int64_t code = 0; code < codes.count; ++code) {
+    const float* numbers = codes.rows + code * codes.stride;
+    uint64_t place = hash_of(numbers, d) & (places - 1);
+    for (int probe = 0; probe < kProbes; ++probe, place = (place + 1) & (places - 1)) {
+      if (table_[place] < 0) {
+        table_[place] = static_cast<int32_t>(code);
+        break;
+      }
+      if (std::memcmp(numbers, codes.rows + table_[place] * codes.stride, d * sizeof(float)) != 0) continue;
+      ++found;
+      const int64_t i = code % plan_.cell, lane = code / plan_.cell % lanes;
+      float* panel = panels_ + (code / plan_.codes_per_tile() * plan_.cell + i) / kVectorsPerPanel * (d + 1) * row;
+      panel += i % kVectorsPerPanel * lanes + lane;
+      for (int64_t j = 0; j <= d; ++j) panel[j * row] = j == 0 ? kExcluded : 0.0f;
+      break;
+    }
+  }
+  copies_ = may_have_copies_ = found * kCodesPerCopy >= codes.count;
+}
+
 // Scores of some queries, then their candidates while the minima are in the cache.
 void BlockSearch::sweep(CodeRows codes, int64_t first, int64_t tiles, int64_t begin, int64_t end) {
-  pass_->score(Scores{packed_ + begin * plan_.d, end - begin, plan_.d, panels_, tiles, plan_.cell, minima_});
-  const int64_t cells = tiles * pass_->lanes;
-  const auto minima = [&](int64_t q) { return minima_ + (q - begin) * cells; };
+  const int64_t cells = tiles * pass_->lanes, stride = plan_.minima_stride();
+  pass_->score(Scores{packed_ + begin * plan_.d, end - begin, plan_.d, panels_, tiles, plan_.cell, minima_, stride});
+  const auto minima = [&](int64_t q) { return minima_ + (q - begin) * stride; };
   for (int64_t some = begin; some < end; some += kAhead) {
     const int64_t last = std::min(some + kAhead, end);
     for (int64_t q = some; q < last; ++q) find(q, codes, minima(q), cells, candidates_[q - some]);
@@ -106,6 +158,11 @@ void BlockSearch::settle(int64_t q, CodeRows codes, int64_t first, const Candida
   const float* x = queries_ + q * plan_.d;
   for (int64_t i = 0; i < found.count; ++i) {
     const int64_t begin = found.cells[i] * plan_.cell, end = std::min(begin + plan_.cell, codes.count);
+    if (plan_.cell >= pass_->lanes) {  // a cell fills registers by itself; its numbers are finite or infinite
+      const CodeRows cell{codes.rows + begin * codes.stride, codes.stride, end - begin};
+      keys_[q] = std::min(keys_[q], pass_->nearest(x, cell, plan_.d) + first + begin);
+      continue;
+    }
     for (int64_t code = begin; code < end;) {
       const int64_t count = std::min(end - code, pass_->lanes - waiting_);
       for (int64_t k = 0; k < count; ++k) {

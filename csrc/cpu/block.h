@@ -24,6 +24,7 @@ struct Plan {
 
   int64_t codes_per_tile() const;
   int64_t codes_per_run() const;
+  int64_t minima_stride() const;    // floats from one query's minima to the next's
   int64_t floats() const;           // of workspace
 };
 
@@ -31,9 +32,11 @@ struct Plan {
 constexpr int64_t kQueriesPerSweep = 96;
 static_assert(kQueriesPerSweep % kQueriesPerPack == 0);
 
-// The plan of a search, and one that makes a first pass however small the problem.
-Plan make_plan(int isa, int64_t N, int64_t K, int64_t d);
-Plan make_first_pass_plan(int isa, int64_t N, int64_t K, int64_t d);
+// The plan of a search, and one that makes a first pass however small the problem.  The workspace takes at most
+// `most_floats`, or what one tile and one pack of queries take.
+constexpr int64_t kMostFloats = int64_t{1} << 20;
+Plan make_plan(int isa, int64_t N, int64_t K, int64_t d, int64_t most_floats = kMostFloats);
+Plan make_first_pass_plan(int isa, int64_t N, int64_t K, int64_t d, int64_t most_floats = kMostFloats);
 
 // How queries were settled, for the tests.
 struct Counters {
@@ -61,6 +64,7 @@ class BlockSearch {
     int32_t cells[kMaxCells];
   };
 
+  void exclude_copies(CodeRows codes);
   void sweep(CodeRows codes, int64_t first, int64_t tiles, int64_t begin, int64_t end);
   void find(int64_t q, CodeRows codes, const float* minima, int64_t count, Candidates& found) const;
   void settle(int64_t q, CodeRows codes, int64_t first, const Candidates& found);
@@ -83,6 +87,9 @@ class BlockSearch {
   int64_t waiting_ = 0;
   std::vector<double> norms_;
   std::vector<int64_t> unsettled_;
+  // Whether codes are known to have many copies, and whether it is worth looking for some.
+  bool copies_ = false, may_have_copies_ = true;
+  std::vector<int32_t> table_;
   DirectSearch direct_;
   Counters counters_;
 };

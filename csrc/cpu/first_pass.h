@@ -13,13 +13,15 @@ constexpr int64_t kQueriesPerPack = 12;
 // Vectors that a kernel loads together: number j of a panel's codes is [j + 1][2][lanes]; row 0 is |c'|^2 / 2.
 constexpr int64_t kVectorsPerPanel = 2;
 
-// Sizes of one call: queries [packs][d][12], tiles [tiles][cell / 2][d + 1][2][lanes], minima [count][tiles][lanes].
+// Sizes of one call: queries [packs][d][12], tiles [tiles][cell / 2][d + 1][2][lanes], minima [count][stride], of
+// which [tiles][lanes] are written.
 struct Scores {
   const float* queries;
   int64_t count, d;
   const float* panels;
   int64_t tiles, cell;
   float* minima;
+  int64_t stride;
 };
 
 // Rows of codes, in the order of their numbers.
@@ -46,6 +48,8 @@ struct FirstPass {
   int64_t (*at_most)(const float* minima, int64_t count, float limit, int32_t* cells, int64_t capacity);
   // D of the contract for `lanes` pairs.
   void (*distances)(const float* const* x, const float* const* rows, int64_t d, float* out);
+  // The smallest key of one query and some codes, numbered from 0; no distance may be a NaN.
+  int64_t (*nearest)(const float* x, CodeRows codes, int64_t d);
 };
 
 // The clone for an instruction set that the machine has; nullptr when this build has none.

@@ -15,17 +15,21 @@ constexpr int64_t kMinQueries = 12;
 constexpr int64_t kQueriesPerBlock = 256;
 constexpr int64_t kQueryFloats = int64_t{1} << 18;
 // A cell is as many codes as make its D cheap beside the scores of all codes.
-constexpr int64_t kNumbersPerCell = 128, kMaxCell = 32;
+constexpr int64_t kNumbersPerCell = 512, kMaxCell = 32;
 // The minima of a run, and its packed codes, stay in the second-level cache.
 constexpr int64_t kMinimaFloats = 3 * (int64_t{1} << 14), kPanelFloats = int64_t{1} << 18;
+
+// The queries of a block stand in memory twice, and take at most half of it.
+constexpr int64_t kShareOfQueries = 4;
 
 // Beyond this a tile's packed codes leave the second-level cache.
 constexpr int64_t kMaxFirstPassDim = 4096;
 static_assert(kMaxFirstPassDim <= kMaxCertifiedDim);
 
 // The same for all blocks, and whole packs.
-int64_t queries_per_block(int64_t N, int64_t d) {
-  const int64_t most = std::clamp<int64_t>(kQueryFloats / d, kQueriesPerPack, kQueriesPerBlock);
+int64_t queries_per_block(int64_t N, int64_t d, int64_t most_floats) {
+  const int64_t floats = std::min(kQueryFloats, most_floats / kShareOfQueries);
+  const int64_t most = std::clamp<int64_t>(floats / d, kQueriesPerPack, kQueriesPerBlock);
   return divide_up(divide_up(N, divide_up(N, most)), kQueriesPerPack) * kQueriesPerPack;
 }
 
@@ -35,14 +39,16 @@ int64_t Plan::codes_per_tile() const { return first_pass ? revq::first_pass(isa)
 
 int64_t Plan::codes_per_run() const { return codes_per_tile() * tiles; }
 
+// A register more than the minima take: rows at multiples of 2 KB would share two sets of the first-level cache.
+int64_t Plan::minima_stride() const { return (tiles + 1) * revq::first_pass(isa)->lanes; }
+
 int64_t Plan::floats() const {
-  const int64_t lanes = revq::first_pass(isa)->lanes;
   const int64_t rows = (queries + kQueriesPerPack) * d + 16;
-  return first_pass ? 2 * rows + codes_per_run() * (d + 1) + kQueriesPerSweep * tiles * lanes : rows;
+  return first_pass ? 2 * rows + codes_per_run() * (d + 1) + kQueriesPerSweep * minima_stride() : rows;
 }
 
-Plan make_first_pass_plan(int isa, int64_t N, int64_t K, int64_t d) {
-  Plan plan{.isa = isa, .first_pass = true, .d = d, .queries = queries_per_block(N, d)};
+Plan make_first_pass_plan(int isa, int64_t N, int64_t K, int64_t d, int64_t most_floats) {
+  Plan plan{.isa = isa, .first_pass = true, .d = d, .queries = queries_per_block(N, d, most_floats)};
   const int64_t lanes = first_pass(isa)->lanes;
   plan.cell = kMaxCell;
   while (plan.cell > kVectorsPerPanel && (plan.cell * d > kNumbersPerCell || plan.cell * lanes * 2 > K)) plan.cell /= 2;
@@ -50,14 +56,16 @@ Plan make_first_pass_plan(int isa, int64_t N, int64_t K, int64_t d) {
   const int64_t most = std::max<int64_t>(
       1, std::min(kMinimaFloats / (kQueriesPerSweep * lanes), kPanelFloats / (plan.codes_per_tile() * (d + 1))));
   plan.tiles = divide_up(all, divide_up(all, most));
+  while (plan.tiles > 1 && plan.floats() > most_floats) plan.tiles = divide_up(plan.tiles, 2);
   return plan;
 }
 
-Plan make_plan(int isa, int64_t N, int64_t K, int64_t d) {
+Plan make_plan(int isa, int64_t N, int64_t K, int64_t d, int64_t most_floats) {
   if (N >= kMinQueries && K * d >= kMinNumbersPerCodebook && d <= kMaxFirstPassDim) {
-    return make_first_pass_plan(isa, N, K, d);
+    return make_first_pass_plan(isa, N, K, d, most_floats);
   }
-  return {.isa = isa, .d = d, .queries = queries_per_block(N, d), .tiles = std::clamp<int64_t>(kPanelFloats / d, 1, K)};
+  const int64_t tiles = std::clamp<int64_t>(kPanelFloats / d, 1, K);
+  return {.isa = isa, .d = d, .queries = queries_per_block(N, d, most_floats), .tiles = tiles};
 }
 
 }  // namespace revq

@@ -1,7 +1,8 @@
 // The scores: the only loop that runs once per pair.  Two shapes of register blocking, by d.
 namespace {
 
-// Small d: a few queries stay in registers, and the codes stream past them, read once per few queries.
+// Small d: Q queries stay in registers, and the codes stream past, read once per Q queries.  A panel's two vectors go
+// side by side, for a multiply-add takes four cycles and two can start in each.
 template <int D, int Q>
 REVQ_INLINE void score_resident(const float* queries, const float* tile, int64_t cell, float* minima, int64_t stride) {
   Vec x[Q][D], least[Q];
@@ -12,23 +13,20 @@ REVQ_INLINE void score_resident(const float* queries, const float* tile, int64_t
     for (int j = 0; j < D; ++j) x[q][j] = everywhere(queries[j * kQueriesPerPack + q]);
   }
   for (int64_t i = 0; i < cell; i += kVectorsPerPanel) {
+    const float* codes = tile + i * (D + 1) * kFirstLanes;
+    Vec score[Q][kVectorsPerPanel];
+#pragma GCC unroll 16
+    for (int j = 0; j <= D; ++j) {
 #pragma GCC unroll 2
-    for (int v = 0; v < kVectorsPerPanel; ++v) {
-      const float* codes = tile + i * (D + 1) * kFirstLanes + v * kFirstLanes;
-      Vec score[Q], half_norm = load_as<Vec>(codes);
-      pin(half_norm);
-#pragma GCC unroll 16
-      for (int q = 0; q < Q; ++q) score[q] = half_norm;
-#pragma GCC unroll 16
-      for (int j = 0; j < D; ++j) {
-        Vec c = load_as<Vec>(codes + (j + 1) * kVectorsPerPanel * kFirstLanes);
+      for (int v = 0; v < kVectorsPerPanel; ++v, codes += kFirstLanes) {
+        Vec c = load_as<Vec>(codes);
         pin(c);
 #pragma GCC unroll 16
-        for (int q = 0; q < Q; ++q) score[q] = multiply_add(x[q][j], c, score[q]);
+        for (int q = 0; q < Q; ++q) score[q][v] = j == 0 ? c : multiply_add(x[q][j == 0 ? 0 : j - 1], c, score[q][v]);
       }
-#pragma GCC unroll 16
-      for (int q = 0; q < Q; ++q) least[q] = smaller(least[q], score[q]);
     }
+#pragma GCC unroll 16
+    for (int q = 0; q < Q; ++q) least[q] = smaller(least[q], smaller(score[q][0], score[q][1]));
   }
 #pragma GCC unroll 16
   for (int q = 0; q < Q; ++q) store_as(minima + q * stride, least[q]);
@@ -74,7 +72,7 @@ REVQ_INLINE void score_streamed(const float* queries, const float* tile, int64_t
 // Tiles outside, so that one tile stays in the first-level cache while all queries pass.
 template <int D, int Q>
 void score_tiles(const Scores& s) {
-  const int64_t stride = s.tiles * kFirstLanes, tile_size = s.cell * (s.d + 1) * kFirstLanes;
+  const int64_t stride = s.stride, tile_size = s.cell * (s.d + 1) * kFirstLanes;
   for (int64_t t = 0; t < s.tiles; ++t) {
     const float* tile = s.panels + t * tile_size;
     float* minima = s.minima + t * kFirstLanes;
@@ -101,6 +99,8 @@ void score(const Scores& s) {
     case 4: return score_tiles<4, 4>(s);
     case 5: return score_tiles<5, 3>(s);
     case 6: return score_tiles<6, 3>(s);
+    case 7: return score_tiles<7, 3>(s);
+    case 8: return score_tiles<8, 3>(s);
     default: return score_tiles<0, 12>(s);
   }
 #else

@@ -23,6 +23,7 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t kItemsPerThread = 4;
 // Numbers of codes in an item, at least: less is not worth packing the queries for.
 constexpr int64_t kMinNumbersPerItem = int64_t{1} << 15;
+constexpr int64_t kMostWorkspace = 3 * (int64_t{1} << 19);  // floats
 constexpr int64_t kCentreSamples = 64;
 
 void lower(int64_t& place, int64_t key) {
@@ -46,8 +47,8 @@ class Search {
         codebook_(codebook),
         problem_(problem),
         out_(out),
-        plan_(make_plan(cpu_isa(), problem.N, problem.K, problem.d)),
         threads_(static_cast<int64_t>(torch::stable::get_num_threads())),
+        plan_(make_plan(cpu_isa(), problem.N, problem.K, problem.d, most_floats())),
         blocks_(divide_up(problem.N, plan_.queries)) {
     const int64_t tile = plan_.codes_per_tile();
     const int64_t wanted = threads_ == 1 ? 1 : divide_up(kItemsPerThread * threads_, problem.G * blocks_);
@@ -89,6 +90,13 @@ class Search {
     void operator()(float* memory) const { ::operator delete(memory, std::align_val_t{64}); }
   };
 
+  // A thread's share of the workspace: with all of them, the size of the packed codebook and 6 MB.
+  int64_t most_floats() const {
+    const int64_t packed = problem_.G * problem_.K * (problem_.d + 1);
+    const int64_t share = (packed + kMostWorkspace) / threads_;
+    return std::min(kMostFloats, codebook_.rows(0) == nullptr ? share / 2 : share);  // half for converted codes
+  }
+
   int64_t conversion_floats() const {
     return codebook_.rows(0) == nullptr ? plan_.codes_per_run() * problem_.d : 0;
   }
@@ -123,7 +131,7 @@ class Search {
       if (codes.rows != nullptr) {
         codes.rows += code * codes.stride;
       } else {
-        for (int64_t k = 0; k < codes.count; ++k) codebook_.read(group, code + k, converted + k * problem_.d);
+        codebook_.read_rows(group, code, codes.count, converted);
         codes = {converted, problem_.d, codes.count};
       }
       block.search(codes, code);
@@ -158,8 +166,9 @@ class Search {
   const Codebook& codebook_;
   const Problem& problem_;
   const Output out_;
+  const int64_t threads_;
   const Plan plan_;
-  const int64_t threads_, blocks_;  // blocks of queries per group
+  const int64_t blocks_;  // blocks of queries per group
   int64_t codes_per_range_, ranges_;
 };
 

@@ -137,7 +137,7 @@ Floats margins(int isa, const Floats& queries, const Floats& codes, const Floats
     throw std::invalid_argument("a code holds a NaN");
   }
   pass.pack_queries(queries.data(), n, d, centre.data(), packed.data(), norms.data());
-  pass.score({packed.data(), n, d, panels.data(), tiles, cell, minima.data()});
+  pass.score({packed.data(), n, d, panels.data(), tiles, cell, minima.data(), tiles * pass.lanes});
   const revq::Certificate certificate(d, certificate_scale);
   Floats result({n, K});
   for (int64_t q = 0; q < n; ++q) {

@@ -85,7 +85,8 @@ def test_what_no_bound_can_settle_is_searched(isa):
         strange = x.clone()
         strange[::3, 1] = value
         assert searched(strange, codes) == 20
-    assert searched(x, codes[:1].expand(1000, 4)) == 60  # more ties than a short list holds
+    crowd = 1.0 + 2.0**-23 * torch.randn(1000, 4)
+    assert searched(x, crowd) == 60  # more near ties than a short list holds
     assert searched(x * 1e-22, codes * 1e-22) == 60  # distances that underflow are all equal
     assert searched(x * 1e18, codes * 1e18) == 60
     assert searched(x, codes * 1e30) == 60
@@ -95,6 +96,36 @@ def test_what_no_bound_can_settle_is_searched(isa):
     assert searched(x, outlier) == 0  # they win for none of these queries
     outlier[9, 0] = torch.nan
     assert searched(x, outlier) == 60
+
+
+@pytest.mark.parametrize("isa", CLONES)
+@pytest.mark.parametrize(("d", "k", "rows"), [(4, 1000, 1), (4, 5003, 40), (8, 9001, 60), (33, 3000, 9), (3, 3001, 2)])
+@pytest.mark.parametrize("tiles", [0, 1])
+def test_copies_are_left_out(isa, d, k, rows, tiles):
+    """Many copies of each code: found, excluded but for the first, and nothing is left to D over all codes."""
+    x, codes = torch.randn(300, d), torch.randn(rows, d)
+    codes = codes[torch.randint(0, rows, (k,))]
+    codes[k // 2 :, 0] += 0.5 * (torch.arange(k - k // 2) % 2)
+    codes[codes == 0] = -0.0  # other bits, the same number
+    index, _, searched = search(isa, x, codes, tiles=tiles)
+    assert torch.equal(index, contract_index(x[:, None], codes[None])[:, 0])
+    assert searched == 0
+    zeros = torch.zeros(1000, d)
+    zeros[torch.randperm(1000)[:500]] = -0.0
+    index, _, _ = search(isa, x, zeros, tiles=tiles)
+    assert torch.equal(index, contract_index(x[:, None], zeros[None])[:, 0])
+
+
+@pytest.mark.parametrize("d", [1, 3, 4, 7, 8, 12, 19])
+def test_every_half_is_converted_exactly(d):
+    """All 63,488 finite float16 and the infinities, as queries against themselves among codes."""
+    halves = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    halves = halves[: halves.numel() // d * d].view(-1, 1, d)
+    codes = torch.randn(1, 5, d).half()
+    some = halves[:: max(1, halves.shape[0] // 3000)]
+    assert torch.equal(nearest_code(some, codes, impl="native"), contract_index(some, codes))
+    codes = halves[torch.isfinite(halves).all(-1).squeeze(1)].transpose(0, 1)[:, :4000]
+    assert torch.equal(nearest_code(some, codes, impl="native"), contract_index(some, codes))
 
 
 @pytest.mark.parametrize(("n", "k", "d"), [(1, 50000, 8), (16, 40000, 8), (300, 20000, 4), (700, 3000, 33)])
