@@ -29,7 +29,7 @@ except ImportError:  # setuptools < 70.1
 
 TORCH_2_10 = "0x020a000000000000"
 WALKS = [f"csrc/cpu/index_walk_{isa}.cpp" for isa in ("baseline", "x86_64_v3", "x86_64_v4")]
-INDEX = [*(f"csrc/cpu/index_{part}.cpp" for part in ("build", "fill", "search", "ops")), *WALKS]
+INDEX = [*(f"csrc/cpu/index_{part}.cpp" for part in ("build", "fill", "hash", "search", "ops")), *WALKS]
 CLONES = [
     "csrc/cpu/tile_baseline.cpp",
     "csrc/cpu/tile_x86_64_v3.cpp",

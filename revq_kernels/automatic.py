@@ -1,9 +1,10 @@
 """`AutomaticIndex`: lets a `CodebookIndex` answer where that is faster, without being asked and without trusting anybody.
 
-A tree costs about as much to build as brute force costs for a thousand queries, pays for itself where it visits few
-codes, and loses where it visits many.  So: brute force until it has spent what a build costs; then a trial on a few
-queries; then the tree, for as long as the visits it measures stay low.  At each call all bytes of the codebook are compared
-with the tree's own copy: version counters miss fused optimisers, ``.data`` and native in-place operators.
+A tree costs about as much to build as brute force costs for three thousand queries, pays for itself where it visits few
+codes, and loses where it visits many.  So: brute force until a build is cheap beside what was spent, or beside what the
+next calls save; then a trial on a few queries; then the tree, for as long as the visits it measures stay low.  At each
+call all bytes of the codebook are read and compared with what the tree was built from, by a keyed digest (`holds`): version
+counters miss fused optimisers, ``.data`` and native in-place operators.
 
 Every decision follows from counts, none from a clock, and none changes a result.
 """
@@ -21,19 +22,22 @@ from revq_kernels.reference import gather_codes
 
 LEAST_CODES = 4096
 """Below this K brute force is a match for any tree."""
-LEAST_ROWS = 64
-"""Below this N, comparing the codebook takes longer than the tree saves."""
+LEAST_ROWS, LEAST_PAIRS = 64, 96 * 4096
+"""Below this N, or N * K, comparing the codebook takes longer than the tree saves, and the books are felt."""
 MOST_COST = 0.1
-"""A tree must cost no more than this share of visiting all leaves: brute force shares its work among queries."""
+"""A tree must cost no more than this share of visiting all leaves: brute force breaks even at 0.13 (d = 16) to 0.3."""
 TRIAL_CODES, TRIAL_ROWS = 2048, 32
-"""A trial on so few codes is over in 0.3 ms, and visits a larger share of them than of the whole codebook."""
-CLEAR_COST, HOPELESS_COST = 0.4, 0.75
-"""So below the first share the whole tree pays, above the second it does not; in between a larger trial tells, later."""
-LEAST_WORK = 1 << 28
-"""Numbers (N * G * K * d) that brute force has compared before a trial: it then is a few per cent of the time."""
-ROWS_PER_LEVEL = 128
-"""Queries per group that brute force answers in the time of one level of a build."""
-BACKOFF = 8
+"""A trial on so few codes is over in 0.3 ms; `_predict` says what it means for all of them."""
+HOPELESS_COST = 0.3
+"""Where the prediction of a later trial is above this, not even a larger trial is made."""
+LEAST_WORK = 1 << 30
+"""Numbers (N * G * K * d, d up to 16) that brute force has compared before a trial: a few per cent of the time."""
+ROWS_PER_LEVEL = 256
+"""Queries per group that brute force answers in the time of one level of a build (d = 4: 300, d = 8: 170, d = 12: 130)."""
+MOST_LOSS, CALLS, LEAST_SAVING = 0.05, 40, 0.8
+"""A build takes no more than this share of the time so far, or pays for itself within so many calls, by saving this share
+(0.8 at d = 4, where a build costs what is said above; 0.55 at d = 8, where it costs half of that)."""
+BACKOFF = 32
 """After a tree that did not pay, the next is tried after so many times the work."""
 
 
@@ -67,7 +71,7 @@ class AutomaticIndex:
         """Free the tree and start anew."""
         self.index: CodebookIndex | None = None
         self.reason = "too few queries so far"
-        self._rows = self._work = 0
+        self._rows = self._work = self._calls = 0
         self._patience = 1
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
@@ -78,14 +82,14 @@ class AutomaticIndex:
 
     def _by_index(self, x: Tensor, codebook: Tensor) -> Tensor | None:
         """The indices, or None for the caller to run brute force."""
-        if not _eligible(x, codebook) or not self._lock.acquire(blocking=False):
+        if not _eligible(x, codebook):
+            return None
+        rows = x.shape[:-2].numel()
+        if rows < LEAST_ROWS or rows * codebook.shape[1] < LEAST_PAIRS or not self._lock.acquire(blocking=False):
             return None
         try:
             if self.index is not None and self.index.shape != tuple(codebook.shape):
                 self.forget()
-            rows = x.shape[:-2].numel()
-            if rows < LEAST_ROWS and self.index is not None:
-                return None
             if self.index is None and not self._pays(x, codebook, rows):
                 return None
             return self._search(x, codebook)
@@ -110,16 +114,19 @@ class AutomaticIndex:
     def _pays(self, x: Tensor, codebook: Tensor, rows: int) -> bool:
         """Count what brute force does, and build a tree once it has done enough and a trial shows that it pays."""
         num_groups, num_codes, code_dim = codebook.shape
+        self._calls += 1
         self._rows += rows
-        self._work += rows * num_groups * num_codes * code_dim
-        levels = (num_codes // 16).bit_length()
-        wanted = self._patience * ROWS_PER_LEVEL * levels
-        if self._rows < wanted or self._work < self._patience * LEAST_WORK or rows < LEAST_ROWS:
+        self._work += rows * num_groups * num_codes * min(code_dim, 16)  # a trial, too, takes longer with d
+        build = ROWS_PER_LEVEL * (num_codes // 16).bit_length()  # in rows of brute force
+        if self._rows < self._patience * build or self._work < self._patience * LEAST_WORK:
+            return False
+        if build > MOST_LOSS * self._rows and build > (CALLS - self._calls) * rows * LEAST_SAVING:
             return False
         first_try = self._patience == 1
-        few = _trial(x, codebook, stride=max(1, num_codes // TRIAL_CODES))
-        if few > (CLEAR_COST if first_try else HOPELESS_COST):
-            return self._give_up(f"a tree of {TRIAL_CODES} codes cost {few:.0%} of its leaves")
+        stride = max(1, num_codes // TRIAL_CODES)
+        predicted = _predict(_trial(x, codebook, stride=stride), stride)
+        if predicted > (MOST_COST if first_try else HOPELESS_COST):
+            return self._give_up(f"a tree would cost {predicted:.0%} of its leaves, by a trial")
         if not first_try and (all_codes := _trial(x, codebook, stride=1)) > MOST_COST:
             return self._give_up(f"a tree of one group cost {all_codes:.0%} of its leaves")
         self.index = CodebookIndex(codebook)
@@ -131,6 +138,11 @@ class AutomaticIndex:
         self._rows = self._work = 0
         self._patience = min(self._patience * BACKOFF, BACKOFF**6)
         return False
+
+
+def _predict(share: float, stride: int) -> float:
+    """Cost share of a tree over stride times as many codes as one that cost ``share``; fits Gaussian d = 4 ... 16."""
+    return share * stride ** -max(0.0, 0.75 - 0.5 * share)
 
 
 def _trial(x: Tensor, codebook: Tensor, *, stride: int) -> float:
@@ -148,12 +160,11 @@ def _cost_share(index: CodebookIndex) -> float:
 
 def _eligible(x: Tensor, codebook: Tensor) -> bool:
     """Whether a tree may answer: plain CPU tensors of the right shapes, outside compilers and tracers."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
     if type(x) is not Tensor or type(codebook) not in (Tensor, nn.Parameter):
         return False  # a fake, functional or wrapped tensor has no bytes to compare
-    if x.device.type != "cpu" or codebook.device.type != "cpu" or codebook.dim() != 3 or x.dim() < 2:
+    shape, codes = x.shape, codebook.shape
+    if len(codes) != 3 or len(shape) < 2 or shape[-2:] != (codes[0], codes[2]) or codes[1] < LEAST_CODES:
         return False
-    if x.shape[-2:] != (codebook.shape[0], codebook.shape[2]) or codebook.shape[1] < LEAST_CODES:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
-    return native.load() is None
+    return x.device.type == "cpu" and codebook.device.type == "cpu" and native.load() is None

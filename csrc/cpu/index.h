@@ -28,10 +28,15 @@ struct Index {
 void order_codes(const float* codebook, const Index& index);
 
 // Copies the codes into the panels, in the order of ids, and takes their boxes: writes panels, boxes and finite.
-void fill_index(const float* codebook, const Index& index);
+// False, and some leaves stay as they were, where an id is no code's.
+bool fill_index(const float* codebook, const Index& index);
 
-// Whether a codebook holds the index's codes, bit for bit.
-bool index_holds(const float* codebook, const Index& index);
+// Whether a codebook holds the index's codes, bit for bit: 0, kChanged or kWrongIds.
+uint32_t compare_index(const float* codebook, const Index& index);
+
+// The digests of a contiguous float32 codebook of `count` numbers, int64 [digest_rows(count), 4] (index_hash.cpp).
+int64_t digest_rows(int64_t count);
+void hash_codebook(const float* codebook, int64_t count, int64_t* digests);
 
 // The contract's index of every query, into indices [N, G]; returns what the walks did, with `scanned` the queries that
 // went to all codes.

@@ -38,19 +38,21 @@ REVQ_INLINE unsigned at_most(const Lanes& lanes, float limit) {
 #endif
 }
 
-// A lane of the smallest value among the first `count`, without a branch that data decide.
+// The first `count` lanes, or all.
+REVQ_INLINE unsigned present(int64_t count) { return count >= 16 ? 0xFFFFu : (1u << count) - 1; }
+
+// The first lane of the smallest value among the first `count`, without a branch that data decide.
 REVQ_INLINE int smallest_lane(const Lanes& lanes, int64_t count) {
-  const unsigned present = count >= 16 ? 0xFFFFu : (1u << count) - 1;
 #if REVQ_WALK_ISA == 2
-  const __m512 all = _mm512_mask_blend_ps(present, _mm512_set1_ps(__builtin_inff()), (__m512)lanes.part[0]);
+  const __m512 all = _mm512_mask_blend_ps(present(count), _mm512_set1_ps(__builtin_inff()), (__m512)lanes.part[0]);
   const float least = _mm512_reduce_min_ps(all);
-  return __builtin_ctz(_mm512_cmp_ps_mask(all, _mm512_set1_ps(least), _CMP_LE_OQ) & present);
+  return __builtin_ctz(_mm512_cmp_ps_mask(all, _mm512_set1_ps(least), _CMP_LE_OQ) & present(count));
 #else
   float value[16];
   __builtin_memcpy(value, &lanes, sizeof value);
   float least = value[0];
   for (int64_t i = 1; i < count && i < 16; ++i) least = value[i] < least ? value[i] : least;
-  return __builtin_ctz(at_most(lanes, least) & present);
+  return __builtin_ctz(at_most(lanes, least) & present(count));
 #endif
 }
 

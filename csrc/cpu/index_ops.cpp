@@ -10,6 +10,8 @@
 namespace revq {
 namespace {
 
+constexpr const char* kWrongIdsMessage = "ids: expected values in [0, K), as index_build returned";
+
 Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type) {
   return torch::stable::new_empty(like, sizes, type);
 }
@@ -45,19 +47,8 @@ Index view(const Tensor& panels, const Tensor& ids, const Tensor& boxes, const T
           static_cast<int32_t*>(finite.mutable_data_ptr())};
 }
 
-// A codebook for an index whose ids were written by index_build.
-const float* codes_for(const Tensor& codebook, const Index& index, bool ids_are_ours = false) {
+const float* codes_for(const Tensor& codebook, const Index& index) {
   check_codebook(codebook);
-  if (!ids_are_ours) {
-    const int64_t count = index.groups * index.layout.leaves * kLeafCodes;
-    const auto last = static_cast<uint32_t>(index.layout.codes - 1);
-    uint32_t wrong = 0;  // its sign bit is set by an id below 0 or above the last
-    for (int64_t i = 0; i < count; ++i) {
-      const auto id = static_cast<uint32_t>(index.ids[i]);
-      wrong |= id | (last - id);
-    }
-    STD_TORCH_CHECK(wrong >> 31 == 0, "ids: expected values in [0, K), as index_build returned");
-  }
   STD_TORCH_CHECK(codebook.size(0) == index.groups && codebook.size(1) == index.layout.codes &&
                       codebook.size(2) == index.layout.d,
                   "codebook: expected the shape that the index was built for");
@@ -73,7 +64,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> index_build(const Tensor& codebook) {
   Tensor boxes = torch::stable::new_zeros(codebook, {G, layout.blocks, 2, layout.d, kFanout}, ScalarType::Float);
   Tensor finite = empty(codebook, {G}, ScalarType::Int);
   const Index index = view(panels, ids, boxes, finite, layout.codes);
-  const float* codes = codes_for(codebook, index, true);
+  const float* codes = codes_for(codebook, index);
   order_codes(codes, index);
   fill_index(codes, index);
   return {panels, ids, boxes, finite};
@@ -81,13 +72,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> index_build(const Tensor& codebook) {
 
 void index_refit_(Tensor panels, const Tensor& ids, Tensor boxes, Tensor finite, const Tensor& codebook) {
   const Index index = view(panels, ids, boxes, finite, codebook.dim() == 3 ? codebook.size(1) : 0);
-  fill_index(codes_for(codebook, index), index);
+  const bool filled = fill_index(codes_for(codebook, index), index);
+  STD_TORCH_CHECK(filled, kWrongIdsMessage);
 }
 
 bool index_matches(const Tensor& panels, const Tensor& ids, const Tensor& boxes, const Tensor& finite,
                    const Tensor& codebook) {
   const Index index = view(panels, ids, boxes, finite, codebook.dim() == 3 ? codebook.size(1) : 0);
-  return index_holds(codes_for(codebook, index), index);
+  const uint32_t found = compare_index(codes_for(codebook, index), index);
+  STD_TORCH_CHECK(found != kWrongIds, kWrongIdsMessage);
+  return found == 0;
+}
+
+Tensor index_digest(const Tensor& codebook) {
+  check_codebook(codebook);
+  const int64_t count = codebook.size(0) * codebook.size(1) * codebook.size(2);
+  Tensor digests = empty(codebook, {digest_rows(count), 4}, ScalarType::Long);
+  hash_codebook(static_cast<const float*>(codebook.const_data_ptr()), count,
+                static_cast<int64_t*>(digests.mutable_data_ptr()));
+  return digests;
 }
 
 std::tuple<Tensor, Tensor> index_search(const Tensor& x, const Tensor& panels, const Tensor& ids, const Tensor& boxes,
@@ -114,5 +117,6 @@ STABLE_TORCH_LIBRARY_IMPL(revq, CPU, m) {
   m.impl("index_build", TORCH_BOX(&revq::index_build));
   m.impl("index_refit_", TORCH_BOX(&revq::index_refit_));
   m.impl("index_matches", TORCH_BOX(&revq::index_matches));
+  m.impl("index_digest", TORCH_BOX(&revq::index_digest));
   m.impl("index_search", TORCH_BOX(&revq::index_search));
 }

@@ -60,19 +60,12 @@ struct Walk {
     const Lanes lanes = distance(query(walker), group.panels + leaf * dim() * 16);
     unsigned mask = at_most(lanes, space.best[walker]);
     if (__builtin_expect(mask == 0, 1)) return;
-    float value[16];
-    __builtin_memcpy(value, &lanes, sizeof value);
-    const int32_t* ids = group.ids + leaf * 16;
-    float best = space.best[walker];
-    int32_t chosen = space.chosen[walker];
-    for (; mask != 0; mask &= mask - 1) {
-      const int lane = __builtin_ctz(mask);
-      const bool nearer = value[lane] < best || (value[lane] == best && ids[lane] < chosen);
-      best = nearer ? value[lane] : best;
-      chosen = nearer ? ids[lane] : chosen;
-    }
-    space.best[walker] = best;
-    space.chosen[walker] = chosen;
+    const int lane = smallest_lane(lanes, 16);  // the first of equals, and a leaf's numbers ascend: the lowest
+    const float value = lanes.part[lane / kWidth][lane % kWidth];
+    const int32_t id = group.ids[leaf * 16 + lane];
+    const bool nearer = value < space.best[walker] || id < space.chosen[walker];
+    space.best[walker] = value;  // at most the best, as the mask says
+    space.chosen[walker] = nearer ? id : space.chosen[walker];
   }
 
   void visit_leaves(Waiting& list) {
@@ -114,10 +107,7 @@ struct Walk {
       const int32_t walker = list.walker[i], block = list.child[i];
       const int64_t count = children(level, block);
       const Lanes bounds = bound(query(walker), level, block);
-      unsigned mask = at_most(bounds, space.best[walker]) & (count >= 16 ? 0xFFFFu : (1u << count) - 1);
-      const int32_t seed = space.seed[walker];
-      mask &= ~(unsigned(level == 1 && seed / 16 == block) << seed % 16);  // visited already
-      append(below, mask, walker, block * 16, bounds);
+      append(below, at_most(bounds, space.best[walker]) & present(count), walker, block * 16, bounds);
       if (below.size > kWaiting - 16) level == 0 ? flush_leaves() : flush_blocks(level - 1);
     }
     list.size = 0;
@@ -131,6 +121,7 @@ struct Walk {
       for (int64_t walker = 0; walker < count; ++walker) {
         const int32_t block = space.seed[walker];
         const Lanes bounds = bound(query(walker), level, block);
+        __builtin_memcpy(space.passed[level][walker], &bounds, sizeof bounds);
         space.seed[walker] = block * 16 + smallest_lane(bounds, children(level, block));
       }
     }
@@ -142,8 +133,8 @@ struct Walk {
       space.best[walker] = __builtin_inff();
       space.chosen[walker] = INT32_MAX;
       visit_leaf(walker, block * 16 + nearest);
-      const unsigned mask = at_most(bounds, space.best[walker]) & (leaves >= 16 ? 0xFFFFu : (1u << leaves) - 1);
-      append(space.leaves, mask & ~(1u << nearest), walker, block * 16, bounds);
+      const unsigned mask = at_most(bounds, space.best[walker]) & present(leaves) & ~(1u << nearest);
+      append(space.leaves, mask, walker, block * 16, bounds);
       if (space.leaves.size > kWaiting - 16) flush_leaves();
     }
     flush_leaves();
@@ -151,17 +142,25 @@ struct Walk {
     space.visited_leaves += count;
   }
 
+  // What the seed's way down left aside at a level, by the bounds it took there.
+  void siblings(int level, int64_t count) {
+    Waiting& below = space.blocks[level - 1];
+    for (int64_t walker = 0; walker < count; ++walker) {
+      const int64_t child = space.seed[walker] >> 4 * (level - 1), block = child / 16;
+      const Lanes bounds = load16(space.passed[level][walker]);
+      const unsigned mask = at_most(bounds, space.best[walker]) & present(children(level, block));
+      append(below, mask & ~(1u << child % 16), walker, block * 16, bounds);
+      if (below.size > kWaiting - 16) flush_blocks(level - 1);
+    }
+  }
+
   void run(int64_t count) {
     seed(count);
-    if (layout.levels == 1) return;  // the seed's block was the root
-    Waiting& root = space.blocks[layout.levels - 1];
-    for (int32_t walker = 0; walker < count; ++walker) {
-      root.walker[walker] = walker;
-      root.child[walker] = 0;
+    for (int level = 1; level < layout.levels; ++level) {  // the nearest of what is left first
+      siblings(level, count);
+      for (int below = level - 1; below >= 0; --below) flush_blocks(below);
+      flush_leaves();
     }
-    root.size = count;
-    for (int level = layout.levels - 1; level >= 0; --level) flush_blocks(level);
-    flush_leaves();
   }
 };
 
@@ -213,5 +212,3 @@ int32_t index_scan(const IndexLayout& layout, const IndexGroup& group, const flo
   }
   return lowest;
 }
-
-#undef REVQ_INLINE

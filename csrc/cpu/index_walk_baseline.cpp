@@ -5,17 +5,22 @@
 namespace revq::baseline {
 #include "index_lanes.inl"
 #include "index_walk.inl"
+#include "index_leaves.inl"
+#include "index_hash.inl"
 }  // namespace revq::baseline
 
 namespace revq {
 
+#define REVQ_INDEX_KERNELS(isa) \
+  {isa::index_walk, isa::index_scan, isa::index_bound, isa::index_fill, isa::index_compare, isa::index_hash}
+
 IndexKernels index_kernels(int isa) {
-  if (isa == 0) return {baseline::index_walk, baseline::index_scan, baseline::index_bound};
+  if (isa == 0) return REVQ_INDEX_KERNELS(baseline);
 #if REVQ_X86_CLONES
-  if (isa == 1) return {x86_64_v3::index_walk, x86_64_v3::index_scan, x86_64_v3::index_bound};
-  if (isa == 2) return {x86_64_v4::index_walk, x86_64_v4::index_scan, x86_64_v4::index_bound};
+  if (isa == 1) return REVQ_INDEX_KERNELS(x86_64_v3);
+  if (isa == 2) return REVQ_INDEX_KERNELS(x86_64_v4);
 #endif
-  return {nullptr, nullptr, nullptr};
+  return {};
 }
 
 }  // namespace revq

@@ -9,5 +9,7 @@
 namespace revq::x86_64_v3 {
 #include "index_lanes.inl"
 #include "index_walk.inl"
+#include "index_leaves.inl"
+#include "index_hash.inl"
 }  // namespace revq::x86_64_v3
 #endif

@@ -1,6 +1,7 @@
 // The walk for x86-64-v4; empty where the compiler or the processor family has no such clone.
 #if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__)  // REVQ_X86_CLONES of tile.h
 #pragma GCC target("arch=x86-64-v4,prefer-vector-width=512")
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // gcc 12 warns of its own header (its bug 105593)
 #include <immintrin.h>
 
@@ -10,5 +11,7 @@
 namespace revq::x86_64_v4 {
 #include "index_lanes.inl"
 #include "index_walk.inl"
+#include "index_leaves.inl"
+#include "index_hash.inl"
 }  // namespace revq::x86_64_v4
 #endif

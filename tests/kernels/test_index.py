@@ -120,6 +120,18 @@ def test_it_owns_its_codes_and_holds_compares_all_of_them():
             changed = codebook.clone()
             changed[place] = value
             assert not index.holds(changed), (place, value)
+    assert index._digest is not None and index.holds(codebook), "by its digest"
+    for size in (1, 3, 511, 512, 513, 1025):  # pieces of 512 numbers, the last one short: every number counts
+        numbers = torch.randn(1, size, 1)
+        digest = torch.ops.revq.index_digest(numbers)
+        assert torch.equal(digest, torch.ops.revq.index_digest(numbers.clone()))
+        for place in {0, 1, size // 2, size - 2, size - 1} & set(range(size)):
+            changed = numbers.clone()
+            changed.view(torch.int32)[0, place] ^= 1
+            other = torch.ops.revq.index_digest(changed)
+            assert bool(((other != digest).any(1) == (torch.arange(len(digest)) == place // 512)).all())
+    swapped = codebook.flip(1)
+    assert not index.holds(swapped) and not index.holds(torch.zeros_like(codebook))
     signed = torch.zeros(1, 40, 4)
     assert not CodebookIndex(signed).holds(-signed), "bytes are compared, not numbers"
     negative_nan = torch.full((1, 20, 4), float("nan"))
