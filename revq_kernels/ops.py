@@ -101,7 +101,7 @@ def _without_own_kernel(name: str, specification: Callable[..., Any]) -> Callabl
         if device_type == "cpu":
             if not native.is_loaded() and native.load() is None:
                 return overload(name, "default")(*arguments)
-        elif triton.unavailable(device_type) is None:
+        elif triton.unavailable(device_type) is None and hasattr(triton.kernels(), name):
             return overload(name, "triton")(*arguments)
         return specification(*arguments)
 
@@ -114,7 +114,9 @@ def _triton(name: str) -> Callable[..., Any]:
     def run(*arguments: Any) -> Any:
         triton.require(arguments[0].device.type)
         _check(name.removesuffix("_atomic"), arguments)
-        kernel = getattr(triton.kernels(), name)
+        kernel = getattr(triton.kernels(), name, None)
+        if kernel is None:
+            raise triton.TritonUnavailableError(f"impl='triton': there is no Triton kernel for {name}")
         if arguments[0].device.type != "cpu":
             return kernel(*arguments)
         with reference.denormals_kept():  # the interpreter computes in the calling thread

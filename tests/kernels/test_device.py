@@ -6,7 +6,8 @@ import torch
 from revq_kernels import FastChannelVQ, explain, nearest_code, quantize, reset_codes_
 from revq_kernels.testing import Problem, assert_same_codes, problems
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+if not torch.cuda.is_available():
+    pytest.skip("needs a CUDA device", allow_module_level=True)
 
 PROBLEMS = list(problems())
 
