@@ -20,8 +20,12 @@ _HOME = {
     "Tokenizer": "revq.tokenizer",
     "TrainConfig": "revq.config",
     "encode_folder": "revq.encode",
+    "Patched": "revq.integrations.patch",
     "fast_distances": "revq.integrations.fast_distances",
+    "like": "revq.integrations.patch",
     "load_vae": "revq.vae",
+    "patch": "revq.integrations.patch",
+    "unpatch": "revq.integrations.patch",
 }
 _MODULES = ("recipes", "train")  # modules, used as revq.recipes.demo() and revq.train.train(...)
 

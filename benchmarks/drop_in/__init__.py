@@ -1,0 +1,1 @@
+"""Other people's quantizers, as they come and patched: time, memory, wrong codes."""

@@ -1,0 +1,28 @@
+"""The search as other people's quantizers need it: rows against one codebook, in any floating dtype."""
+
+import torch
+from torch import Tensor
+
+from revq_kernels import nearest_code
+
+_DOUBLE_PAIRS = 1 << 22
+"""Distances held at a time in float64, which has no kernel."""
+
+
+def nearest(x: Tensor, codebook: Tensor) -> Tensor:
+    """The contract's index of each row of ``x`` ``[..., d]`` among ``codebook`` ``[K, d]``: int64 ``[...]``.
+
+    Neither gradients nor autocast reach it: bfloat16 and float16 are read exactly, whatever the rest of the model runs in.
+    float64, for which there is no kernel, is compared in float64, a few rows at a time.
+    """
+    if torch.float64 in (x.dtype, codebook.dtype):
+        return _nearest_double(x.detach().double(), codebook.detach().double())
+    return nearest_code(x.unsqueeze(-2), codebook.unsqueeze(0)).squeeze(-1)
+
+
+def _nearest_double(x: Tensor, codebook: Tensor) -> Tensor:
+    rows = x.reshape(-1, x.shape[-1])
+    step = max(1, _DOUBLE_PAIRS // codebook.shape[0])
+    mode = "donot_use_mm_for_euclid_dist"
+    parts = [torch.cdist(part, codebook, compute_mode=mode).argmin(dim=1) for part in rows.split(step)]
+    return torch.cat(parts).reshape(x.shape[:-1])
