@@ -7,7 +7,7 @@ import torch
 from drop_in_case import Call, check_memory, check_quantizer, graph_breaks, patched
 
 pytest.importorskip("transformers", reason="the unmodified package is the reference here")
-from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAEVectorQuantizer  # noqa: E402
+from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAEVectorQuantizer
 
 
 def build():
