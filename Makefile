@@ -14,16 +14,18 @@ SOURCES := pyproject.toml setup.py $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.i
 ifeq ($(origin PY), undefined)
 PY := .venv/bin/python
 READY := .venv/.ready
+MODELS := .venv/.drop-in
 else
 READY := active-environment
+MODELS := active-environment-drop-in
 endif
 
-.PHONY: demo test check bench bench-gpu clean active-environment
+.PHONY: demo test check bench bench-gpu soak clean active-environment active-environment-drop-in
 
 demo: $(READY)
 	$(PY) -m revq demo
 
-test: $(READY)
+test: $(READY) $(MODELS)
 	$(PY) -m pytest
 	TRITON_INTERPRET=1 $(PY) -m pytest tests/kernels -k triton
 
@@ -31,7 +33,7 @@ check: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-bench: $(READY)
+bench: $(READY) $(MODELS)
 	$(PY) -m benchmarks.acceptance
 	$(PY) -m benchmarks.search
 	$(PY) -m benchmarks.memory
@@ -54,6 +56,16 @@ clean:
 .venv/.ready: .venv/.torch $(SOURCES)
 	REVQ_DEV=1 .venv/bin/pip install --quiet --no-build-isolation -e ".[dev]"
 	touch $@
+
+# The packages whose quantizers revq.patch knows; encodec without torchaudio, which does not load beside a CPU build of torch
+INSTALL_MODELS = $(PY) -m pip install --quiet "revq[drop-in]" && $(PY) -m pip install --quiet --no-deps encodec==0.1.1
+
+.venv/.drop-in: .venv/.ready
+	$(INSTALL_MODELS)
+	touch $@
+
+active-environment-drop-in: active-environment
+	$(INSTALL_MODELS)
 
 active-environment:
 	@$(PY) -c "import torch; v = tuple(map(int, torch.__version__.split('.')[:2])); assert v >= (2, 10), torch.__version__" \

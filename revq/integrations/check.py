@@ -52,7 +52,7 @@ def run(module: nn.Module, call: Call) -> Run:
         total = sum((_projection(value) for value in result.values() if value.requires_grad), torch.zeros(()))
         if total.requires_grad:
             total.backward()
-    leaves = [*named_tensors((args, kwargs)), *module.named_parameters()]
+    leaves = [*named_tensors((args, kwargs), "arguments"), *module.named_parameters()]
     gradients = {name: leaf.grad for name, leaf in leaves if leaf.grad is not None}
     return Run({name: value.detach() for name, value in result.items()}, gradients, dict(module.named_buffers()))
 
@@ -61,7 +61,9 @@ def compare(found: dict[str, Tensor], original: dict[str, Tensor], truth: dict[s
     """Why ``found`` is no stand-in for ``original``, given the same in float64; None if it is."""
     if found.keys() != original.keys():
         return f"it gives {sorted(found)}, the original {sorted(original)}"
-    for name, value in found.items():
+    for name, value in sorted(
+        found.items(), key=lambda item: item[1].is_floating_point()
+    ):  # indices say more than floats
         expected, exact = original[name], truth[name]
         if value.shape != expected.shape or value.dtype != expected.dtype:
             got, wanted = (f"{t.dtype} {tuple(t.shape)}" for t in (value, expected))
