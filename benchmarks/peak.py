@@ -52,15 +52,16 @@ def _child(send: Connection, case: Case, name: str, threads: int) -> None:
         prepared = provider.prepared(codebook)
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
-        before = _status("VmRSS")
+        before = status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
         indices = provider.call(x, prepared)
-        send.send(round(max(0, _status("VmHWM") - before) / 1e6, 1))
+        send.send(round(max(0, status("VmHWM") - before) / 1e6, 1))
         del indices
     except Exception as error:
         send.send(f"{type(error).__name__}: {str(error)[:80]}")
 
 
-def _status(field: str) -> int:
+def status(field: str) -> int:
+    """A field of /proc/self/status, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))

@@ -9,16 +9,18 @@ from torch import nn
 
 @dataclass(frozen=True)
 class DropInCase:
-    """A quantizer at the table's size: K = 16,384 codes (1,024 and more for audio, where that is what exists), N = 4,096 vectors.
+    """A quantizer at the table's size, 4,096 vectors against 16,384 codes unless it says otherwise.
 
     Attributes:
         family: the family's name in `revq.integrations`.
-        quantizer: the class, and whose it is.
+        quantizer: the class, and whose it is; no two cases have the same.
         d: numbers per code.
         build: makes the module, with a codebook of K normal vectors; the package's own class where there is one.
-        inputs: the arguments of a call with N vectors, made once from a fixed seed.
+        inputs: the arguments of a call with N vectors, made from a fixed seed.
         method: the method that is timed.
-        trains: whether the family trains: the row then also has forward + backward in training mode.
+        trains: whether the family trains: the table then also has forward + backward in training mode.
+        codes: K.
+        vectors: N.
     """
 
     family: str
@@ -28,3 +30,5 @@ class DropInCase:
     inputs: Callable[[], tuple[Any, ...]]
     method: str = "forward"
     trains: bool = True
+    codes: int = 16384
+    vectors: int = 4096
