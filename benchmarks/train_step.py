@@ -40,7 +40,7 @@ class Training:
 def start(case: Case, device: torch.device) -> Training:
     """Tokens ``[N, G, d]``, one codebook per token."""
     x, codebook = case.tensors(device=device)
-    vq = FastChannelVQ(1, case.d, num_groups=case.G, straight_through=False)
+    vq = FastChannelVQ(1, case.d, num_groups=case.G, estimator="none")
     vq.codebook, vq.num_codes = torch.nn.Parameter(codebook), case.K
     vq.count = torch.zeros(case.G, case.K, dtype=torch.int64, device=device)
     optimizer = torch.optim.AdamW([vq.codebook], lr=1e-3, fused=True, capturable=device.type == "cuda")

@@ -51,7 +51,7 @@ class ReVQ(nn.Module):
             config.code_dim,
             num_groups=config.groups,
             split=config.split,
-            straight_through=False,
+            estimator="none",
             commitment=0.0,
         )
         self.rectifier = build_rectifier(config.rectifier, config.latent_shape)

@@ -1,24 +1,35 @@
-"""Exact grouped vector quantisation: the operations (see `nearest_code` and `quantize`) and the module on top of them.
+"""Exact grouped vector quantisation: the operations (see `nearest_code` and `quantize`) and the modules on top of them.
 
 Needs torch alone.  Importing registers operators and does nothing else: kernels load with the first call that uses them.
 """
 
+from revq_kernels.dead_codes import ReplaceDeadCodes
 from revq_kernels.dispatch import Choice, explain
+from revq_kernels.ema import EMAUpdate
 from revq_kernels.functional import Quantized, count_codes_, nearest_code, quantize
 from revq_kernels.index import CodebookIndex
 from revq_kernels.layout import merge_tokens, split_tokens
+from revq_kernels.mapped_codes import MappedCodes
 from revq_kernels.native import NativeUnavailableError
-from revq_kernels.nn import FastChannelVQ, QuantizerOutput
+from revq_kernels.nn import FastChannelVQ
+from revq_kernels.projected import ProjectedVQ
 from revq_kernels.reset import reset_codes_
+from revq_kernels.residual import ResidualVQ
+from revq_kernels.returns import QuantizerOutput
 from revq_kernels.triton import TritonUnavailableError
 
 __all__ = [
     "Choice",
     "CodebookIndex",
+    "EMAUpdate",
     "FastChannelVQ",
+    "MappedCodes",
     "NativeUnavailableError",
+    "ProjectedVQ",
     "Quantized",
     "QuantizerOutput",
+    "ReplaceDeadCodes",
+    "ResidualVQ",
     "TritonUnavailableError",
     "count_codes_",
     "explain",

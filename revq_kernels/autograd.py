@@ -50,24 +50,3 @@ class SegmentSum(torch.autograd.Function):
         (indices,) = ctx.saved_tensors
         group = torch.arange(grad.shape[0], device=grad.device)
         return grad[group, indices].to(ctx.dtype), None, None, None
-
-
-class StraightThrough(torch.autograd.Function):
-    """The value of ``quantized`` with the gradient of ``x`` (Bengio et al. 2013).
-
-    ``x + (quantized - x).detach()`` means the same and returns other last bits than the codebook holds.
-    """
-
-    @staticmethod
-    def forward(x: Tensor, quantized: Tensor) -> Tensor:
-        """Returns ``quantized`` as a node that depends on ``x``."""
-        return quantized.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        """Nothing to keep."""
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """Passes the gradient to ``x`` unchanged."""
-        return grad, None

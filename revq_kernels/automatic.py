@@ -15,10 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from revq_kernels import native
-from revq_kernels.autograd import CodebookGradient
-from revq_kernels.functional import Quantized, nearest_code, quantize
+from revq_kernels.functional import Quantized, look_up, nearest_code, quantize
 from revq_kernels.index import CodebookIndex
-from revq_kernels.reference import gather_codes
 
 LEAST_CODES = 4096
 """Below this K brute force is a match for any tree."""
@@ -62,10 +60,7 @@ class AutomaticIndex:
         indices = self._by_index(x, codebook)
         if indices is None:
             return quantize(x, codebook, deterministic=deterministic)
-        quantized = gather_codes(codebook.detach(), indices, x.dtype)
-        if codebook.requires_grad and torch.is_grad_enabled():
-            quantized = CodebookGradient.apply(codebook, quantized, indices, "default")
-        return Quantized(quantized, indices)
+        return Quantized(look_up(codebook, indices, x.dtype), indices)
 
     def forget(self) -> None:
         """Free the tree and start anew."""

@@ -8,7 +8,8 @@ from torch import Tensor
 from revq_kernels import ops
 from revq_kernels.autograd import CodebookGradient
 from revq_kernels.dispatch import variant
-from revq_kernels.validation import check_count, check_indices, check_search
+from revq_kernels.reference import gather_codes
+from revq_kernels.validation import check_count, check_indices, check_metric, check_search
 
 
 class Quantized(NamedTuple):
@@ -18,7 +19,9 @@ class Quantized(NamedTuple):
     indices: Tensor
 
 
-def nearest_code(x: Tensor, codebook: Tensor, *, impl: str = "auto") -> Tensor:
+def nearest_code(
+    x: Tensor, codebook: Tensor, *, metric: str = "l2", weight: Tensor | None = None, impl: str = "auto"
+) -> Tensor:
     """Find the nearest code of each query in its group's codebook (paper, Eq. 1).
 
     The index is the exactness contract's, bit for bit, whichever implementation runs: the smallest float32 squared
@@ -27,6 +30,9 @@ def nearest_code(x: Tensor, codebook: Tensor, *, impl: str = "auto") -> Tensor:
     Args:
         x: ``[..., G, d]``, float32, bfloat16 or float16 (converted exactly), any strides.
         codebook: ``[G, K, d]``, one of the same dtypes, any strides.
+        metric: "l2"; "inner_product", the largest sum of x_j c_kj; or "diagonal", the smallest sum of
+            w_j (x_j - c_kj)^2.  The last two run on the reference, in chunks (`explain` says so).
+        weight: w of "diagonal", in x's shape, one of the same dtypes; None otherwise.
         impl: "auto" (the device's own kernels, else the reference), "native" (C++ on the CPU), "triton" (on a GPU, or
             interpreted on the CPU under TRITON_INTERPRET=1) or "reference".
 
@@ -34,12 +40,18 @@ def nearest_code(x: Tensor, codebook: Tensor, *, impl: str = "auto") -> Tensor:
         int64 ``[..., G]``, each in [0, K).
 
     Raises:
-        ValueError: for shapes or devices that do not fit, K = 0, or an unknown ``impl``.
+        ValueError: for shapes or devices that do not fit, K = 0, an unknown ``impl`` or ``metric``, a weight missing or
+            too many, or a metric that the ``impl`` asked for by name does not have.
         TypeError: for another dtype, or something that is no tensor.
         NativeUnavailableError, TritonUnavailableError: for an implementation that is asked for and cannot run.
     """
     check_search(x, codebook)
-    return ops.overload("nearest_code", variant(impl, x))(x.detach(), codebook.detach())
+    check_metric(metric, weight, x)
+    chosen = variant(impl, x, metric)
+    if metric == "l2":
+        return ops.overload("nearest_code", chosen)(x.detach(), codebook.detach())
+    weight = None if weight is None else weight.detach()
+    return ops.overload("nearest_by_metric", chosen)(x.detach(), codebook.detach(), weight, metric)
 
 
 def quantize(
@@ -71,11 +83,25 @@ def quantize(
     quantized, indices = ops.overload("quantize", chosen)(x.detach(), codebook.detach(), count)
     if count is not None:
         _mark_changed(count)
-    if codebook.requires_grad and torch.is_grad_enabled():
-        if not deterministic and (chosen == "triton" or x.device.type == "cuda"):
-            chosen = "atomic"
-        quantized = CodebookGradient.apply(codebook, quantized, indices, chosen)
-    return Quantized(quantized, indices)
+    return Quantized(_from_codebook(codebook, quantized, indices, chosen, deterministic), indices)
+
+
+def look_up(codebook: Tensor, indices: Tensor, dtype: torch.dtype, *, deterministic: bool = True) -> Tensor:
+    """The rows of codebook ``[G, K, d]`` that indices ``[..., G]``, unchecked, choose: ``[..., G, d]`` in ``dtype``.
+
+    They carry the gradient to the codebook that `quantize` gives them.
+    """
+    rows = gather_codes(codebook.detach(), indices, dtype)
+    return _from_codebook(codebook, rows, indices, "default", deterministic)
+
+
+def _from_codebook(codebook: Tensor, rows: Tensor, indices: Tensor, chosen: str, deterministic: bool) -> Tensor:
+    """``rows`` as a node that depends on the codebook, where somebody may ask for its gradient."""
+    if not (codebook.requires_grad and torch.is_grad_enabled()):
+        return rows
+    if not deterministic and (chosen == "triton" or rows.device.type == "cuda"):
+        chosen = "atomic"
+    return CodebookGradient.apply(codebook, rows, indices, chosen)
 
 
 def count_codes_(count: Tensor, indices: Tensor, *, impl: str = "auto") -> Tensor:

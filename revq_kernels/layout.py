@@ -1,70 +1,94 @@
-"""A latent as tokens and back: the channel split of the paper (section 3.2.1, Appendix C) and the space split of its Table 3."""
+"""A latent as tokens and back: the channel split of the paper (section 3.2.1, Appendix C), the space split of its Table 3,
+and the layouts that other models use."""
 
 import math
 from typing import Literal
 
 from torch import Tensor
 
-Split = Literal["channel", "space"]
+Layout = Literal["BCHW", "BLC", "BDT", "BTCHW", "BCDHW"]
+"""Images; sequences with their features last, or, as audio models write it, with their features D first; videos; volumes."""
+Split = Literal["channel", "last", "flat", "space"]
+"""See `split_tokens`; "space" is the paper's word for "last"."""
+
+CHANNEL_AXIS = {"BCHW": 1, "BLC": 2, "BDT": 1, "BTCHW": 2, "BCDHW": 1}
 
 
-def split_tokens(latents: Tensor, code_dim: int, split: Split = "channel") -> Tensor:
+def split_tokens(latents: Tensor, code_dim: int, split: Split = "channel", layout: Layout = "BCHW") -> Tensor:
     """Cut each latent into tokens of ``code_dim`` numbers.
 
-    ``channel`` reads the latent in (C, h, w) order, so that a token is a piece of one channel's map (or several whole
-    maps): a view on contiguous memory.  ``space`` reads it in (h, w, C) order, so that a token is a piece of one
-    position's channel vector (or several neighbouring positions): a copy.
+    ``channel`` reads the latent in (C, positions) order, so that a token is a piece of one channel's map (or several
+    whole maps): a view on contiguous memory of a layout with C first.  ``last`` (also ``space``) reads it in
+    (positions, C) order, so that a token is a piece of one position's channel vector (or several neighbouring
+    positions).  ``flat`` reads it in the order of its layout.
 
     Args:
-        latents: ``[B, C, h, w]``.
-        code_dim: d, a divisor of C*h*w.
+        latents: ``[B, ...]`` with the dimensions of ``layout``.
+        code_dim: d, a divisor of the numbers of a sample.
 
     Returns:
-        ``[B, T, d]`` with T = C*h*w / d.
+        ``[B, T, d]`` with T*d numbers of a sample.
 
     Raises:
-        ValueError: if the latents are not four-dimensional, d does not divide C*h*w, or the split is unknown.
+        ValueError: for a latent of another rank, a d that does not divide it, or an unknown split or layout.
     """
     check_split(split)
-    if latents.dim() != 4:
-        raise ValueError(f"latents: expected [B, C, h, w], got shape {tuple(latents.shape)}")
+    check_layout(layout)
+    if latents.dim() != len(layout):
+        raise ValueError(f"latents: expected [{', '.join(layout)}], got shape {tuple(latents.shape)}")
     size = math.prod(latents.shape[1:])
     if code_dim < 1 or size % code_dim:
         raise ValueError(
-            f"code_dim: expected a divisor of C*h*w={size} for latents {tuple(latents.shape)}, got {code_dim}"
+            f"code_dim: expected a divisor of {'*'.join(layout[1:])}={size} for latents {tuple(latents.shape)}, "
+            f"got {code_dim}"
         )
-    if split == "space":
-        latents = latents.permute(0, 2, 3, 1)
+    latents = latents.movedim(CHANNEL_AXIS[layout], _channel_target(split, layout))
     return latents.reshape(latents.shape[0], size // code_dim, code_dim)
 
 
-def merge_tokens(tokens: Tensor, latent_shape: tuple[int, int, int], split: Split = "channel") -> Tensor:
+def merge_tokens(
+    tokens: Tensor, latent_shape: tuple[int, ...], split: Split = "channel", layout: Layout = "BCHW"
+) -> Tensor:
     """Put tokens back together: the inverse of `split_tokens`.
 
     Args:
         tokens: ``[B, T, d]``.
-        latent_shape: (C, h, w) with C*h*w = T*d.
+        latent_shape: the sizes of ``layout`` without B, for BCHW (C, h, w), whose product is T*d.
 
     Returns:
-        ``[B, C, h, w]``, a view of contiguous tokens.
+        ``[B, *latent_shape]``, a view of contiguous tokens.
 
     Raises:
-        ValueError: if the sizes do not fit, or the split is unknown.
+        ValueError: if the sizes do not fit, or the split or layout is unknown.
     """
     check_split(split)
-    channels, height, width = latent_shape
-    if tokens.dim() != 3 or tokens.shape[1] * tokens.shape[2] != channels * height * width:
+    check_layout(layout)
+    size = math.prod(latent_shape)
+    if len(latent_shape) != len(layout) - 1:
+        raise ValueError(f"latent_shape: expected ({', '.join(layout[1:])}), got {tuple(latent_shape)}")
+    if tokens.dim() != 3 or tokens.shape[1] * tokens.shape[2] != size:
         raise ValueError(
-            f"tokens: expected [B, T, d] with T*d={channels * height * width} for latent_shape {tuple(latent_shape)}, "
+            f"tokens: expected [B, T, d] with T*d={size} for latent_shape {tuple(latent_shape)}, "
             f"got shape {tuple(tokens.shape)}"
         )
-    batch = tokens.shape[0]
-    if split == "space":
-        return tokens.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
-    return tokens.reshape(batch, channels, height, width)
+    axis, target = CHANNEL_AXIS[layout], _channel_target(split, layout)
+    sizes = list(latent_shape)
+    sizes.insert(target - 1, sizes.pop(axis - 1))
+    return tokens.reshape(tokens.shape[0], *sizes).movedim(target, axis)
 
 
 def check_split(split: str) -> None:
     """Raise ValueError unless ``split`` is a known split."""
-    if split not in ("channel", "space"):
-        raise ValueError(f"split: expected 'channel' or 'space', got {split!r}")
+    if split not in ("channel", "last", "flat", "space"):
+        raise ValueError(f"split: expected 'channel', 'last' (also called 'space') or 'flat', got {split!r}")
+
+
+def check_layout(layout: str) -> None:
+    """Raise ValueError unless ``layout`` is a known layout."""
+    if layout not in CHANNEL_AXIS:
+        raise ValueError(f"layout: expected one of {tuple(CHANNEL_AXIS)}, got {layout!r}")
+
+
+def _channel_target(split: Split, layout: Layout) -> int:
+    """Where the channels stand when the tokens are cut."""
+    return {"channel": 1, "flat": CHANNEL_AXIS[layout]}.get(split, len(layout) - 1)

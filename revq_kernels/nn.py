@@ -1,32 +1,26 @@
 """`FastChannelVQ`: the operations as a quantizer module."""
 
-from typing import NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revq_kernels.autograd import StraightThrough
-from revq_kernels.automatic import AutomaticIndex
-from revq_kernels.functional import nearest_code, quantize
-from revq_kernels.layout import Split, check_split, merge_tokens, split_tokens
-from revq_kernels.reset import reset_codes_
+from revq_kernels.arrange import Arrangement
+from revq_kernels.codebook import Codebook
+from revq_kernels.dead_codes import ReplaceDeadCodes
+from revq_kernels.ema import EMAUpdate
+from revq_kernels.estimators import Estimator, check_estimator, estimate
+from revq_kernels.layout import Layout, Split
+from revq_kernels.losses import check_commitment, loss_weights, vq_losses
+from revq_kernels.returns import Parts, Returns, format_of
 from revq_kernels.validation import check_index_range, check_indices
 
 
-class QuantizerOutput(NamedTuple):
-    """What `FastChannelVQ` returns: the input's latents quantised, their indices, and a loss to minimise."""
-
-    quantized: Tensor
-    indices: Tensor
-    loss: Tensor
-
-
-class FastChannelVQ(nn.Module):
+class FastChannelVQ(Codebook):
     """Vector quantisation by exact nearest-code search, without a distance matrix.
 
-    Takes latents ``[B, C, H, W]``, which it cuts into tokens, or tokens ``[B, T, d]``.  Token t uses codebook t mod G
-    (as the released ReVQ code; with one codebook per token, G = T, it is simply codebook t).  T comes from the input.
+    Takes latents, which it cuts into tokens, or tokens ``[B, T, d]``.  Token t uses codebook t mod G (as the released
+    ReVQ code; with one codebook per token, G = T, it is simply codebook t).  T comes from the input.
 
     ``loss = mse(x.detach(), quantized) + commitment * mse(x, quantized.detach())``, in float32.
 
@@ -42,17 +36,31 @@ class FastChannelVQ(nn.Module):
         num_codes: K, codes per codebook.
         code_dim: d, numbers per code.
         num_groups: G, codebooks.
-        split: how ``[B, C, H, W]`` is cut, "channel" (paper, section 3.2.1) or "space" (see `split_tokens`).
-        straight_through: pass the gradient of ``quantized`` to x unchanged.  False, as in ReVQ: pass it to the codebook.
+        layout: of the latents, "BCHW", "BLC", "BDT", "BTCHW" or "BCDHW".  None: four dimensions are BCHW, three are
+            tokens ``[B, T, d]`` that nothing cuts any more.
+        split: how latents are cut: "channel" (paper, section 3.2.1), "last" (a position's channels; with d = C the
+            usual VQ layer; also "space") or "flat" (see `split_tokens`).
+        metric: "l2"; "cosine" (tokens and codes are normalised, and all results are about the normalised ones);
+            "cosine_lookup" (normalised for the search alone); "inner_product" (the largest); or "diagonal" (with a
+            ``weight`` per call).  The last two run on the reference (`explain`).
         commitment: weight of the loss that draws x to its code; 0 switches it off.
+        legacy_beta: put that weight on the other term, as VQGAN's code does (see `loss_weights`).
+        loss_in_eval: False makes the loss 0 in eval mode.
+        estimator: "straight_through" passes the gradient of ``quantized`` to x unchanged, "rotation" turns and scales
+            it (see `Rotation`), "none", as in ReVQ, passes it to the codebook.
         deterministic: whether the codebook's gradient has the same bits in every run, as for `quantize`.
+        update: `EMAUpdate`: averages move the codes, no gradient.
+        codes: a module that makes the codes ``[G, K, d]`` in place of a codebook, such as `MappedCodes`.
+        dead_codes: `ReplaceDeadCodes`: little used codes start anew during training.
+        returns: "own" (`QuantizerOutput`) or a name of ``returns.FORMATS``, or a function as there.
 
     Attributes:
-        codebook: parameter float32 ``[G, K, d]``, standard normal until `initialise_` or training changes it.
+        codebook: parameter float32 ``[G, K, d]``, standard normal until `initialise_` or training changes it; None with
+            ``codes``.
         count: buffer int64 ``[G, K]``: choices of each code in training mode since the last `reset_`.
 
     Raises:
-        ValueError: for sizes below 1, an unknown split or a negative commitment.
+        ValueError: for sizes below 1, an unknown option, a negative commitment, or objects that do not go together.
     """
 
     def __init__(
@@ -61,65 +69,76 @@ class FastChannelVQ(nn.Module):
         code_dim: int,
         *,
         num_groups: int = 1,
+        layout: Layout | None = None,
         split: Split = "channel",
-        straight_through: bool = True,
+        metric: str = "l2",
         commitment: float = 0.25,
+        legacy_beta: bool = False,
+        loss_in_eval: bool = True,
+        estimator: Estimator = "straight_through",
         deterministic: bool = True,
+        update: EMAUpdate | None = None,
+        codes: nn.Module | None = None,
+        dead_codes: ReplaceDeadCodes | None = None,
+        returns: str | Returns = "own",
     ) -> None:
-        super().__init__()
-        for name, size in (("num_codes", num_codes), ("code_dim", code_dim), ("num_groups", num_groups)):
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name}: expected an integer >= 1, got {size!r}")
-        if not commitment >= 0:
-            raise ValueError(f"commitment: expected a weight >= 0, got {commitment}")
-        check_split(split)
-        self.num_codes, self.code_dim, self.num_groups = num_codes, code_dim, num_groups
-        self.split, self.straight_through, self.commitment = split, straight_through, commitment
-        self.deterministic = deterministic
-        self.codebook = nn.Parameter(torch.randn(num_groups, num_codes, code_dim, dtype=torch.float32))
-        self.register_buffer("count", torch.zeros(num_groups, num_codes, dtype=torch.int64))
-        self.automatic = AutomaticIndex()
+        super().__init__(num_codes, code_dim, num_groups, metric, deterministic, update, codes, dead_codes)
+        check_commitment(commitment)
+        check_estimator(estimator)
+        self.arrangement = Arrangement(code_dim, num_groups, layout, split)
+        self.commitment, self.legacy_beta, self.loss_in_eval = commitment, legacy_beta, loss_in_eval
+        self.estimator, self.returns = estimator, format_of(returns)
 
-    def forward(self, x: Tensor) -> QuantizerOutput:
-        """Quantise ``x`` ``[B, C, H, W]`` or ``[B, T, d]``; in training mode also count.
+    def forward(
+        self, x: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None, weight: Tensor | None = None
+    ) -> Any:
+        """Quantise latents or tokens ``x``; in training mode also count, and update and replace codes.
+
+        Args:
+            mask: bool ``[B, L]``, False for positions that do not count: they keep their value, get index -1, and enter
+                neither loss nor counts nor the codes.  ``[B, 1]`` masks whole samples, for any split.
+            lengths: int64 ``[B]`` in place of a mask: how many leading positions count.
+            weight: for ``metric="diagonal"``, in x's shape.
 
         Returns:
             ``quantized`` in x's shape and dtype, ``indices`` int64 ``[B, T]``, ``loss`` a float32 scalar (0 for an
-            empty batch).
+            empty batch), unless ``returns`` says otherwise.
 
         Raises:
-            ValueError: if x has another rank, d does not fit, or T is not a multiple of ``num_groups``.
+            ValueError: if x has another rank, d does not fit, T is not a multiple of ``num_groups``, or a mask, lengths or
+                a weight do not fit x.
         """
-        tokens = self._tokens(x)
-        queries = self._grouped(tokens)
-        if self.training:
-            result = quantize(queries, self.codebook, count=self.count, deterministic=self.deterministic)
-        else:
-            result = self.automatic.quantize(queries, self.codebook, deterministic=self.deterministic)
-        quantized, indices = result
-        quantized = quantized.reshape(tokens.shape)
-        loss = self._loss(tokens, quantized)
-        if self.straight_through:
-            quantized = StraightThrough.apply(tokens, quantized.detach())
-        return QuantizerOutput(self._like_input(quantized, x), indices.reshape(tokens.shape[:2]), loss)
+        return self.returns(self.parts(x, mask=mask, lengths=lengths, weight=weight), self)
 
-    def encode(self, x: Tensor) -> Tensor:
-        """The indices of ``x`` ``[B, C, H, W]`` or ``[B, T, d]``: int64 ``[B, T]``; counts nothing."""
-        tokens = self._tokens(x)
-        search = nearest_code if self.training else self.automatic.nearest_code
-        return search(self._grouped(tokens), self.codebook).reshape(tokens.shape[:2])
+    def parts(
+        self, x: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None, weight: Tensor | None = None
+    ) -> Parts:
+        """As `forward`, before the return format."""
+        tokens, queries, mask, rows = self._cut(x, mask, lengths)
+        quantized, indices = self.choose(queries, rows, self._weight(weight))
+        inputs, quantized = queries.reshape(tokens.shape), quantized.reshape(tokens.shape)
+        indices = indices.reshape(tokens.shape[:2])
+        weights = loss_weights(self.commitment, self.legacy_beta, learned_codes=self.update is None)
+        losses = (torch.zeros((), device=x.device, dtype=torch.float32),) * 3
+        if self.training or self.loss_in_eval:
+            losses = vq_losses(inputs, quantized, mask, weights)
+        quantized = estimate(self.estimator, inputs, quantized).to(x.dtype)
+        if mask is not None:
+            quantized = torch.where(mask[..., None], quantized, tokens)
+            indices = indices.masked_fill(~mask, -1)
+        by_position = self.arrangement.by_position(indices, x)
+        return Parts(self.arrangement.like(quantized, x), indices, *losses, weights, x, by_position)
 
-    def train(self, mode: bool = True) -> "FastChannelVQ":
-        """As any module's; training mode frees the search tree that evaluation may have built."""
-        if mode:
-            self.automatic.forget()
-        return super().train(mode)
+    def encode(self, x: Tensor, *, weight: Tensor | None = None) -> Tensor:
+        """The indices of latents or tokens ``x``: int64 ``[B, T]``; counts nothing."""
+        tokens, queries, _, _ = self._cut(x)
+        return self.nearest(queries, self.current_codes(), self._weight(weight)).reshape(tokens.shape[:2])
 
-    def decode(self, indices: Tensor, latent_shape: tuple[int, int, int] | None = None) -> Tensor:
-        """The codes of ``indices`` int64 ``[B, T]``: ``[B, T, d]``, or ``[B, C, h, w]`` when a latent shape is given.
+    def decode(self, indices: Tensor, latent_shape: tuple[int, ...] | None = None) -> Tensor:
+        """The codes of ``indices`` int64 ``[B, T]``, zeros for -1: ``[B, T, d]``, or latents ``[B, *latent_shape]``.
 
         Raises:
-            ValueError: if T is not a multiple of ``num_groups``, an index is not in [0, K), or the shape does not fit.
+            ValueError: if T is not a multiple of ``num_groups``, an index is not in [-1, K), or the shape does not fit.
             TypeError: for another dtype.
         """
         check_indices(indices)
@@ -127,93 +146,45 @@ class FastChannelVQ(nn.Module):
             raise ValueError(
                 f"indices: expected [B, T] with T a multiple of num_groups={self.num_groups}, got {tuple(indices.shape)}"
             )
+        masked = indices == -1
+        indices = indices.masked_fill(masked, 0)
         check_index_range(indices, self.num_codes)
         group = torch.arange(indices.shape[1], device=indices.device) % self.num_groups
-        tokens = self.codebook[group, indices]
-        return tokens if latent_shape is None else merge_tokens(tokens, latent_shape, self.split)
+        tokens = self.current_codes()[group, indices].masked_fill(masked[..., None], 0)
+        return tokens if latent_shape is None else self.arrangement.latents(tokens, latent_shape)
 
-    @torch.no_grad()
-    def initialise_(self, x: Tensor, *, generator: torch.Generator | None = None) -> None:
-        """Set each codebook to K vectors of ``x`` (as for `forward`), drawn without replacement.
-
-        Drawing with replacement would start with 2 to 27 % exact twins at the paper's sizes, of which only the lower
-        index is ever chosen.
+    def initialise_(
+        self,
+        x: Tensor,
+        *,
+        iterations: int = 0,
+        mask: Tensor | None = None,
+        lengths: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Set each codebook to K vectors of ``x`` (as for `forward`) without replacement, or to k-means (`initial_codebook`).
 
         Raises:
-            ValueError: if a group has fewer than K vectors.
+            ValueError: if a group has fewer than K vectors that count, or ``codes`` makes the codes.
         """
-        vectors = self._grouped(self._tokens(x))  # [N, G, d]
-        if vectors.shape[0] < self.num_codes:
-            raise ValueError(
-                f"x: expected at least num_codes={self.num_codes} vectors per group to draw from, got {vectors.shape[0]}"
-            )
-        device = "cpu" if generator is None else generator.device
-        for group in range(self.num_groups):
-            chosen = torch.randperm(vectors.shape[0], generator=generator, device=device)[: self.num_codes]
-            self.codebook[group] = vectors[chosen.to(vectors.device), group].to(self.codebook.dtype)
-
-    def reset_(
-        self,
-        *,
-        noise: float = 0.1,
-        max_fraction: float = 1.0,
-        pairing: str = "paper",
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Move the codes that nothing chose since the last call (see `reset_codes_`), then start counting anew.
-
-        Returns:
-            bool ``[G, K]``: the moved rows, whose optimiser state the caller should clear.
-        """
-        moved = reset_codes_(
-            self.codebook, self.count, noise=noise, max_fraction=max_fraction, pairing=pairing, generator=generator
-        )
-        self.count.zero_()
-        return moved
-
-    @property
-    def utilisation(self) -> Tensor:
-        """float32 ``[G]``: share of each codebook's codes that were counted at least once."""
-        return (self.count > 0).float().mean(dim=1)
-
-    @property
-    def perplexity(self) -> Tensor:
-        """float32 ``[G]``: exp of the entropy of the counted choices, between 1 and K; NaN before anything is counted."""
-        share = self.count.double() / self.count.sum(dim=1, keepdim=True)
-        return torch.special.entr(share).sum(dim=1).exp().float()
+        _, queries, _, rows = self._cut(x, mask, lengths)
+        self.start_(queries, rows, iterations, generator)
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""
         return (
             f"num_codes={self.num_codes}, code_dim={self.code_dim}, num_groups={self.num_groups}, "
-            f"split={self.split!r}, straight_through={self.straight_through}, commitment={self.commitment}, "
-            f"deterministic={self.deterministic}"
+            f"layout={self.arrangement.layout!r}, split={self.arrangement.split!r}, metric={self.metric!r}, "
+            f"commitment={self.commitment}, estimator={self.estimator!r}, deterministic={self.deterministic}"
         )
 
-    def _tokens(self, x: Tensor) -> Tensor:
-        """``[B, C, H, W]`` or ``[B, T, d]`` -> ``[B, T, d]``, with T a multiple of G."""
-        if x.dim() == 4:
-            x = split_tokens(x, self.code_dim, self.split)
-        elif x.dim() != 3 or x.shape[2] != self.code_dim:
-            raise ValueError(f"x: expected [B, C, H, W] or [B, T, d={self.code_dim}], got shape {tuple(x.shape)}")
-        if x.shape[1] % self.num_groups:
-            raise ValueError(
-                f"x: expected T to be a multiple of num_groups={self.num_groups}, got T={x.shape[1]} tokens"
-            )
-        return x
+    def _cut(
+        self, x: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """x as tokens ``[B, T, d]`` and as queries ``[N, G, d]``; the mask as ``[B, T]`` and as ``[N, G]``."""
+        tokens, mask = self.arrangement.tokens(x), self.arrangement.mask(x, mask, lengths)
+        rows = None if mask is None else self.arrangement.grouped(mask)
+        return tokens, self.queries(self.arrangement.grouped(tokens), rows), mask, rows
 
-    def _grouped(self, tokens: Tensor) -> Tensor:
-        """``[B, T, d]`` -> ``[B*T/G, G, d]``: token t goes to group t mod G."""
-        batch, num_tokens, _ = tokens.shape
-        return tokens.reshape(batch * num_tokens // self.num_groups, self.num_groups, self.code_dim)
-
-    def _like_input(self, tokens: Tensor, x: Tensor) -> Tensor:
-        return merge_tokens(tokens, tuple(x.shape[1:]), self.split) if x.dim() == 4 else tokens
-
-    def _loss(self, tokens: Tensor, quantized: Tensor) -> Tensor:
-        if tokens.numel() == 0:
-            return quantized.float().sum()
-        loss = F.mse_loss(quantized.float(), tokens.detach().float())
-        if self.commitment:
-            loss = loss + self.commitment * F.mse_loss(tokens.float(), quantized.detach().float())
-        return loss
+    def _weight(self, weight: Tensor | None) -> Tensor | None:
+        return None if weight is None else self.arrangement.grouped(self.arrangement.tokens(weight))

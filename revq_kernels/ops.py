@@ -17,10 +17,18 @@ import torch
 from torch import Tensor
 
 from revq_kernels import native, reference, triton
-from revq_kernels.validation import check_count, check_gradient, check_index_range, check_indices, check_search
+from revq_kernels.validation import (
+    check_count,
+    check_gradient,
+    check_index_range,
+    check_indices,
+    check_metric,
+    check_search,
+)
 
 SCHEMAS = {
     "nearest_code": "(Tensor x, Tensor codebook) -> Tensor",
+    "nearest_by_metric": "(Tensor x, Tensor codebook, Tensor? weight, str metric) -> Tensor",
     "quantize": "(Tensor x, Tensor codebook, Tensor(a!)? count) -> (Tensor, Tensor)",
     "count_codes_": "(Tensor(a!) count, Tensor indices) -> ()",
     "codebook_grad": "(Tensor grad, Tensor indices, SymInt num_codes) -> Tensor",
@@ -50,6 +58,10 @@ def _fake_nearest_code(x: Tensor, codebook: Tensor) -> Tensor:
     return x.new_empty(x.shape[:-1], dtype=torch.int64)
 
 
+def _fake_nearest_by_metric(x: Tensor, codebook: Tensor, weight: Tensor | None, metric: str) -> Tensor:
+    return x.new_empty(x.shape[:-1], dtype=torch.int64)
+
+
 def _fake_quantize(x: Tensor, codebook: Tensor, count: Tensor | None) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=torch.int64)
 
@@ -70,8 +82,10 @@ def _fake_index_search(
 
 def _check(name: str, arguments: tuple[Any, ...]) -> None:
     """What compiled kernels check too, for calls that do not come through the public functions."""
-    if name in ("nearest_code", "quantize"):
+    if name in ("nearest_code", "nearest_by_metric", "quantize"):
         check_search(*arguments[:2])
+    if name == "nearest_by_metric":
+        check_metric(arguments[3], arguments[2], arguments[0])
     if name == "quantize" and arguments[2] is not None:
         check_count(arguments[2], arguments[1].shape[0], arguments[1].shape[1], arguments[0])
     if name == "count_codes_":
@@ -128,6 +142,7 @@ def _triton(name: str) -> Callable[..., Any]:
 def _define() -> None:
     fakes = {
         "nearest_code": _fake_nearest_code,
+        "nearest_by_metric": _fake_nearest_by_metric,
         "quantize": _fake_quantize,
         "count_codes_": _fake_count_codes_,
         "codebook_grad": _fake_codebook_grad,

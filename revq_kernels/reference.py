@@ -11,8 +11,9 @@ index among equals, and a NaN before every number.  Each step is an eager torch 
 multiplication into an addition, which would change the last bit of D.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -41,11 +42,56 @@ def distance_key(distance: Tensor, index: Tensor) -> Tensor:
     return (bits << 32) | index
 
 
+def inner_product(x: Tensor, codes: Tensor) -> Tensor:
+    """x_0 c_k0 + x_1 c_k1 + ... in index order: ``[..., d]`` against ``[..., d]`` (broadcasting) -> float32 ``[...]``."""
+    x, codes = x.float(), codes.float()
+    total = x[..., 0] * codes[..., 0]
+    for j in range(1, x.shape[-1]):
+        total = total + x[..., j] * codes[..., j]
+    return total
+
+
+def weighted_distance(x: Tensor, weight: Tensor, codes: Tensor) -> Tensor:
+    """w_0 (x_0 - c_k0)^2 + ... in index order, the square rounded before the weight: float32 ``[...]``."""
+    x, weight, codes = x.float(), weight.float(), codes.float()
+    difference = x[..., 0] - codes[..., 0]
+    total = weight[..., 0] * (difference * difference)
+    for j in range(1, x.shape[-1]):
+        difference = x[..., j] - codes[..., j]
+        total = total + weight[..., j] * (difference * difference)
+    return total
+
+
+def signed_key(value: Tensor, index: Tensor) -> Tensor:
+    """As `distance_key` for values of either sign; the two zeros are equal."""
+    bits = (value + 0.0).view(torch.int32).long()  # -0.0 + 0.0 is 0.0
+    bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # the bits of a negative float fall as it grows
+    return (torch.where(value.isnan(), -(2**31), bits) << 32) | index
+
+
 @torch.no_grad()
 def nearest_code(x: Tensor, codebook: Tensor) -> Tensor:
     """x ``[..., G, d]``, codebook ``[G, K, d]`` -> indices int64 ``[..., G]``."""
+    return _smallest_key(x, codebook, None, lambda x, _, codes, index: distance_key(squared_distance(x, codes), index))
+
+
+@torch.no_grad()
+def nearest_by_metric(x: Tensor, codebook: Tensor, weight: Tensor | None, metric: str) -> Tensor:
+    """As `nearest_code` by another metric: the largest "inner_product", or the smallest "diagonal" weighted distance."""
+    if metric == "inner_product":
+        return _smallest_key(x, codebook, None, lambda x, _, codes, index: signed_key(-inner_product(x, codes), index))
+    return _smallest_key(x, codebook, weight, lambda *args: signed_key(weighted_distance(*args[:3]), args[3]))
+
+
+Key = Callable[[Tensor, Tensor | None, Tensor, Tensor], Tensor]
+"""(queries ``[n, 1, d]``, their weights or None, codes ``[1, k, d]``, index ``[k]``) -> int64 ``[n, k]``."""
+
+
+def _smallest_key(x: Tensor, codebook: Tensor, weight: Tensor | None, key: Key) -> Tensor:
+    """The search: the low word of each query's smallest key, in chunks of pairs."""
     num_groups, num_codes, code_dim = codebook.shape
     queries = x.reshape(-1, num_groups, code_dim)
+    weights = None if weight is None else weight.reshape(-1, num_groups, code_dim)
     indices = torch.empty(queries.shape[:2], dtype=torch.int64, device=x.device)
     with denormals_kept() as flushed:
         # torch's other threads may go on flushing denormals when the calling one no longer does
@@ -55,18 +101,18 @@ def nearest_code(x: Tensor, codebook: Tensor) -> Tensor:
         for group in range(num_groups):
             for start in range(0, queries.shape[0], rows_per_chunk):
                 rows = slice(start, start + rows_per_chunk)
-                indices[rows, group] = _nearest_in_group(queries[rows, group], codebook[group], codes_per_chunk)
+                weighed = None if weights is None else weights[rows, group][:, None]
+                of_codes = partial(key, queries[rows, group][:, None], weighed)
+                indices[rows, group] = _smallest_in_group(of_codes, codebook[group], codes_per_chunk)
     return indices.reshape(x.shape[:-1])
 
 
-def _nearest_in_group(queries: Tensor, codes: Tensor, codes_per_chunk: int) -> Tensor:
-    """queries ``[n, d]``, codes ``[K, d]`` -> indices ``[n]``."""
+def _smallest_in_group(key: Callable[[Tensor, Tensor], Tensor], codes: Tensor, codes_per_chunk: int) -> Tensor:
+    """key of (codes ``[1, k, d]``, index ``[k]``), codes ``[K, d]`` -> indices ``[n]``."""
     best: Tensor | None = None
     for first in range(0, codes.shape[0], codes_per_chunk):
         chunk = codes[first : first + codes_per_chunk]
-        index = torch.arange(first, first + chunk.shape[0], device=codes.device)
-        keys = distance_key(squared_distance(queries[:, None, :], chunk[None, :, :]), index)
-        smallest = keys.amin(dim=1)
+        smallest = key(chunk[None], torch.arange(first, first + chunk.shape[0], device=codes.device)).amin(dim=1)
         best = smallest if best is None else torch.minimum(best, smallest)
     assert best is not None  # K >= 1 is checked at the public functions
     return best & 0xFFFFFFFF

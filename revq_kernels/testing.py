@@ -22,19 +22,25 @@ class Problem(NamedTuple):
     codebook: Tensor
 
 
-def contract_index(x: Tensor, codebook: Tensor) -> Tensor:
+def contract_index(x: Tensor, codebook: Tensor, *, metric: str = "l2", weight: Tensor | None = None) -> Tensor:
     """The contract's index by definition, in numpy: int64 ``[..., G]``."""
-    num_groups, num_codes, code_dim = codebook.shape
+    num_groups, _, code_dim = codebook.shape
     queries = x.detach().float().reshape(-1, num_groups, code_dim).numpy()
     codes = codebook.detach().float().numpy()
+    weights = None if weight is None else weight.detach().float().reshape(queries.shape).numpy()
     result = np.empty(queries.shape[:2], np.int64)
     with np.errstate(all="ignore"):
         for g in range(num_groups):
             for n in range(queries.shape[0]):
-                total = np.zeros(num_codes, np.float32)
+                total = None
                 for j in range(code_dim):
                     difference = queries[n, g, j] - codes[g, :, j]
-                    total = total + difference * difference
+                    term = queries[n, g, j] * codes[g, :, j] if metric == "inner_product" else difference * difference
+                    if weights is not None:
+                        term = weights[n, g, j] * term
+                    total = term if total is None else total + term
+                if metric == "inner_product":
+                    total = -total
                 nan = np.flatnonzero(np.isnan(total))
                 result[n, g] = nan[0] if nan.size else np.flatnonzero(total == total.min())[0]
     return torch.from_numpy(result).reshape(x.shape[:-1])

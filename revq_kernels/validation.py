@@ -5,6 +5,9 @@ from torch import Tensor
 
 INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_CODES = 2**31 - 1
+METRICS = ("l2", "inner_product", "diagonal")
+COSINES = ("cosine", "cosine_lookup")
+"""What `FastChannelVQ` takes besides: an l2 search of vectors that it has normalised."""
 IMPLEMENTATIONS = ("auto", "native", "triton", "reference")
 
 
@@ -27,6 +30,30 @@ def check_search(x: Tensor, codebook: Tensor) -> None:
             f"got d={x.shape[-1]} in shape {tuple(x.shape)}"
         )
     _check_same_device("x", x, "codebook", codebook)
+
+
+def check_metric(metric: str, weight: Tensor | None, x: Tensor) -> None:
+    """A metric of `nearest_code`, with a weight of x's shape for "diagonal" and none for the others."""
+    if metric not in METRICS:
+        raise ValueError(f"metric: expected one of {METRICS}, got {metric!r}")
+    if (weight is not None) != (metric == "diagonal"):
+        expected, came = ("None", "one") if weight is not None else ("a tensor of x's shape", "None")
+        raise ValueError(f"weight: expected {expected} for metric={metric!r}, got {came}")
+    if weight is not None:
+        _check_tensor("weight", weight)
+        _check_dtype("weight", weight)
+        if weight.shape != x.shape:
+            raise ValueError(f"weight: expected x's shape {tuple(x.shape)}, got {tuple(weight.shape)}")
+        _check_same_device("weight", weight, "x", x)
+
+
+def check_quantizer(num_codes: int, code_dim: int, num_groups: int, metric: str) -> None:
+    """The sizes and the metric of a `FastChannelVQ`."""
+    for name, size in (("num_codes", num_codes), ("code_dim", code_dim), ("num_groups", num_groups)):
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name}: expected an integer >= 1, got {size!r}")
+    if metric not in METRICS + COSINES:
+        raise ValueError(f"metric: expected one of {METRICS + COSINES}, got {metric!r}")
 
 
 def check_codebook(codebook: Tensor) -> None:

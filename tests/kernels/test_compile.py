@@ -1,12 +1,24 @@
 """torch.compile, torch.export and opcheck on the operators and on what is built from them."""
 
+import copy
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from revq_kernels import FastChannelVQ, count_codes_, nearest_code, ops, quantize
+from revq_kernels import (
+    EMAUpdate,
+    FastChannelVQ,
+    MappedCodes,
+    ProjectedVQ,
+    ReplaceDeadCodes,
+    ResidualVQ,
+    count_codes_,
+    nearest_code,
+    ops,
+    quantize,
+)
 
 
 @pytest.fixture
@@ -24,6 +36,8 @@ def test_opcheck(problem, impl):
     check, of = torch.library.opcheck, variant_of(impl)
     for arguments in ((x, codebook), (x[:0], codebook), (x.transpose(0, 1).contiguous().transpose(0, 1), codebook)):
         check(ops.overload("nearest_code", of), arguments)
+        check(ops.overload("nearest_by_metric", of), (*arguments, None, "inner_product"))
+        check(ops.overload("nearest_by_metric", of), (*arguments, arguments[0].clone(), "diagonal"))
         check(ops.overload("quantize", of), (*arguments, None))
         check(ops.overload("quantize", of), (*arguments, count))
     check(ops.overload("count_codes_", of), (count, indices))
@@ -98,3 +112,40 @@ def test_export_with_a_dynamic_batch():
     x = torch.randn(5, 8, 2, 2)
     assert torch.equal(program.module()(x).indices, vq(x).indices)
     assert any("revq" in str(node.target) for node in program.graph.nodes)
+
+
+OPTIONS = {
+    "cosine and rotation": lambda: FastChannelVQ(16, 4, metric="cosine", estimator="rotation", split="last"),
+    "cosine_lookup and mapped": lambda: FastChannelVQ(
+        16, 4, metric="cosine_lookup", codes=MappedCodes(torch.randn(16, 6), torch.nn.Linear(6, 4))
+    ),
+    "inner_product": lambda: FastChannelVQ(16, 4, metric="inner_product", returns="taming"),
+    "dead_codes and ema": lambda: FastChannelVQ(16, 4, dead_codes=ReplaceDeadCodes(every=1), update=EMAUpdate()),
+    "residual": lambda: ResidualVQ([FastChannelVQ(16, 4) for _ in range(2)], quantizer_dropout=0.0),
+    "projected": lambda: ProjectedVQ(8, FastChannelVQ(16, 4, layout="BCHW", split="last")),
+}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("option", OPTIONS)
+def test_compiled_options(option, training):
+    torch._dynamo.reset()  # each option is another graph, and the limit is eight
+    module = OPTIONS[option]().train(training)
+    other = copy.deepcopy(module)
+    mask = torch.tensor([[True], [True], [False]]) if option != "residual" else None
+    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
+    for _ in range(2):  # the second call replaces codes
+        x = torch.randn(3, 8, 2, 2, requires_grad=True)
+        eager, traced = [], []
+        for run, found in ((module, eager), (compiled, traced)):
+            torch.manual_seed(1)
+            quantized, *rest = run(x, mask=mask)
+            found += [quantized, *(tensor for tensor in rest if isinstance(tensor, torch.Tensor))]
+            (gradient,) = torch.autograd.grad(quantized.sum() + sum(t for t in found if t.dim() == 0), x)
+            found.append(gradient)
+        for ours, theirs in zip(eager, traced, strict=True):
+            torch.testing.assert_close(ours, theirs)
+    for name, tensor in module.state_dict().items():
+        torch.testing.assert_close(tensor, other.state_dict()[name])
+    if option == "dead_codes and ema" and training:
+        assert module.dead_codes.moved.any() and torch.equal(module.dead_codes.moved, other.dead_codes.moved)

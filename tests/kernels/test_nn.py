@@ -45,9 +45,10 @@ def test_space_split_reads_position_by_position():
 
 
 @pytest.mark.parametrize("commitment", [0.0, 0.25])
-@pytest.mark.parametrize("straight_through", [True, False])
-def test_loss_and_gradients_are_the_textbooks(commitment, straight_through):
-    vq = FastChannelVQ(6, 4, num_groups=2, straight_through=straight_through, commitment=commitment)
+@pytest.mark.parametrize("estimator", ["straight_through", "none"])
+def test_loss_and_gradients_are_the_textbooks(commitment, estimator):
+    vq = FastChannelVQ(6, 4, num_groups=2, estimator=estimator, commitment=commitment)
+    straight_through = estimator == "straight_through"
     x = torch.randn(3, 8, 4, requires_grad=True)
     weight = torch.randn(3, 8, 4)
     out = vq(x)
@@ -151,14 +152,14 @@ def test_state_round_trip():
     [
         (lambda: FastChannelVQ(0, 4), r"num_codes: expected an integer >= 1, got 0"),
         (lambda: FastChannelVQ(4, 4.0), r"code_dim: expected an integer >= 1, got 4.0"),
-        (lambda: FastChannelVQ(4, 4, split="rows"), r"split: expected 'channel' or 'space', got 'rows'"),
+        (lambda: FastChannelVQ(4, 4, split="rows"), r"split: expected 'channel', 'last' .* or 'flat', got 'rows'"),
         (lambda: FastChannelVQ(4, 4, commitment=-1), r"commitment: expected a weight >= 0, got -1"),
         (
             lambda: FastChannelVQ(4, 4)(torch.zeros(2, 4)),
             r"x: expected \[B, C, H, W\] or \[B, T, d=4\], got shape \(2, 4\)",
         ),
         (lambda: FastChannelVQ(4, 4)(torch.zeros(2, 4, 3)), r"x: expected .* d=4\], got shape \(2, 4, 3\)"),
-        (lambda: FastChannelVQ(4, 4)(torch.zeros(2, 3, 1, 1)), r"code_dim: expected a divisor of C\*h\*w=3"),
+        (lambda: FastChannelVQ(4, 4)(torch.zeros(2, 3, 1, 1)), r"code_dim: expected a divisor of C\*H\*W=3"),
         (lambda: FastChannelVQ(4, 4, num_groups=3)(torch.zeros(2, 4, 4)), r"x: expected T .* num_groups=3, got T=4"),
         (
             lambda: FastChannelVQ(4, 4).decode(torch.full((1, 2), 4)),

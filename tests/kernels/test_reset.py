@@ -72,7 +72,7 @@ def test_two_dimensional_toy_of_figure_8():
         generator = torch.Generator().manual_seed(0)
         centres = torch.rand(16, 2, generator=generator) * 10 - 5
         data = (centres[:, None] + 0.1 * torch.randn(16, 64, 2, generator=generator)).reshape(1, -1, 2)
-        vq = FastChannelVQ(16, 2, straight_through=False, commitment=0.0)
+        vq = FastChannelVQ(16, 2, estimator="none", commitment=0.0)
         with torch.no_grad():
             vq.codebook.copy_(torch.tensor([9.0, 9.0]) + 0.1 * torch.randn(1, 16, 2, generator=generator))
         optimiser = torch.optim.Adam(vq.parameters(), lr=0.2)
