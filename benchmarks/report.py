@@ -1,12 +1,15 @@
-"""Puts the committed rows into docs/benchmarks.md, between its markers.
+"""Puts the committed rows into docs/benchmarks.md and docs/drop-in.md, between their markers.
 
 python -m benchmarks.report
 """
 
 import re
+from pathlib import Path
 
 from benchmarks.cpu_plots import plots
 from benchmarks.cpu_report import acceptance_table, memory_table, search_table, soak_table, wrong_table
+from benchmarks.drop_in.table import PAGE as DROP_IN_PAGE
+from benchmarks.drop_in.table import drop_in_table
 from benchmarks.gpu_report import gpu_section
 from benchmarks.tables import PAGE, markdown, read, source
 
@@ -55,9 +58,17 @@ def demo_table() -> str:
     return markdown(header, lines) + source(rows[0])
 
 
+def demo_speed_table() -> str:
+    """The demo of an older commit and of a later one, in turn."""
+    rows = read("demo-speed")
+    keys = [key for key in rows[0] if key.endswith(" s")]
+    return markdown(
+        ["demo", "commit", *keys], [[row["demo"], row["of"], *(row[k] for k in keys)] for row in rows]
+    ) + source(rows[0])
+
+
 def main() -> None:
-    """Rewrite the page."""
-    text = PAGE.read_text()
+    """Rewrite the pages."""
     tables = {
         "acceptance": acceptance_table(),
         "soak": soak_table(),
@@ -69,15 +80,19 @@ def main() -> None:
         "reset": reset_table(),
         "rectifier": rectifier_table(),
         "demo": demo_table(),
+        "demo-speed": demo_speed_table(),
     }
+    rewrite(PAGE, tables)
+    rewrite(DROP_IN_PAGE, {"drop-in": drop_in_table()})
+
+
+def rewrite(page: Path, tables: dict[str, str]) -> None:
+    """Put each table between its markers."""
+    text = page.read_text()
     for name, table in tables.items():
-        text = re.sub(
-            rf"(<!-- {name} -->\n).*?(<!-- end -->)",
-            lambda found, table=table: found[1] + table + "\n" + found[2],
-            text,
-            flags=re.S,
-        )
-    PAGE.write_text(text)
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+        text = re.sub(pattern, lambda found, table=table: found[1] + table + "\n" + found[2], text, flags=re.S)
+    page.write_text(text)
 
 
 if __name__ == "__main__":
