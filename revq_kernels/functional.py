@@ -39,7 +39,7 @@ def nearest_code(x: Tensor, codebook: Tensor, *, impl: str = "auto") -> Tensor:
         NativeUnavailableError, TritonUnavailableError: for an implementation that is asked for and cannot run.
     """
     check_search(x, codebook)
-    return ops.overload("nearest_code", variant(impl, x))(x.detach(), codebook.detach())
+    return ops.overload("nearest_code", variant(impl, x))(_without_graph(x), codebook.detach())
 
 
 def quantize(
@@ -68,7 +68,7 @@ def quantize(
     if count is not None:
         check_count(count, codebook.shape[0], codebook.shape[1], x)
     chosen = variant(impl, x)
-    quantized, indices = ops.overload("quantize", chosen)(x.detach(), codebook.detach(), count)
+    quantized, indices = ops.overload("quantize", chosen)(_without_graph(x), codebook.detach(), count)
     if count is not None:
         _mark_changed(count)
     if codebook.requires_grad and torch.is_grad_enabled():
@@ -99,6 +99,11 @@ def count_codes_(count: Tensor, indices: Tensor, *, impl: str = "auto") -> Tenso
     ops.overload("count_codes_", variant(impl, indices))(count, indices)
     _mark_changed(count)
     return count
+
+
+def _without_graph(x: Tensor) -> Tensor:
+    """x as operators take it: a view where there is a graph to leave, which on a short search takes a while."""
+    return x.detach() if x.requires_grad else x
 
 
 def _mark_changed(tensor: Tensor) -> None:
