@@ -2,17 +2,19 @@
 
 A tree costs about as much to build as brute force costs for three thousand queries, pays for itself where it visits few
 codes, and loses where it visits many.  So: brute force until a build is cheap beside what was spent, or beside what the
-next calls save; then a trial on a few queries; then the tree, for as long as the visits it measures stay low.  At each
-call all bytes of the codebook are read and compared with what the tree was built from, by a keyed digest (`holds`): version
-counters miss fused optimisers, ``.data`` and native in-place operators.
+next calls save; then a trial on a few queries; then the tree, for as long as the visits it measures stay low.  Before each
+search of the tree all bytes of the codebook are read and compared with what it was built from, by a keyed digest (`holds`):
+version counters miss fused optimisers, ``.data`` and native in-place operators.
 
 Every decision follows from counts, none from a clock, and none changes a result.
 """
 
+import math
 import threading
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from revq_kernels import native
 from revq_kernels.functional import Quantized, look_up, nearest_code, quantize
@@ -43,7 +45,8 @@ class AutomaticIndex:
     """Searches one codebook again and again, by brute force or by a tree, whichever has shown itself the faster.
 
     Results are those of `nearest_code` and `quantize` with ``impl="auto"``, bit for bit.  A copy or a pickle of it starts
-    with nothing.  Calls from a second thread, while one is under way, run brute force.
+    with nothing.  Calls from a second thread, while one is under way, run brute force.  What is too small for a tree over
+    codebooks of the first one's shape runs brute force with any, until `forget`: a short search has no time for questions.
     """
 
     def __init__(self) -> None:
@@ -66,7 +69,9 @@ class AutomaticIndex:
         """Free the tree and start anew."""
         self.index: CodebookIndex | None = None
         self.reason = "too few queries so far"
-        self._rows = self._work = self._calls = 0
+        self._shape: torch.Size | None = None
+        self._least_numbers: float = 0
+        self._rows = self._calls = 0
         self._patience = 1
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
@@ -76,63 +81,87 @@ class AutomaticIndex:
         return f"{'brute force' if self.index is None else 'tree'}: {self.reason}"
 
     def _by_index(self, x: Tensor, codebook: Tensor) -> Tensor | None:
-        """The indices, or None for the caller to run brute force."""
-        if not _eligible(x, codebook):
+        """The indices, or None for the caller to run brute force: small calls learn that in the first lines."""
+        if is_compiling() or type(x) is not Tensor:
+            return None  # a fake, functional or wrapped tensor has no bytes to compare
+        numbers = x.numel()
+        if numbers < self._least_numbers or type(codebook) not in (Tensor, nn.Parameter) or torch.jit.is_tracing():
             return None
-        rows = x.shape[:-2].numel()
-        if rows < LEAST_ROWS or rows * codebook.shape[1] < LEAST_PAIRS or not self._lock.acquire(blocking=False):
+        shape = codebook.shape
+        if (shape != self._shape and not self._meet(shape)) or numbers < self._least_numbers or not codebook.is_cpu:
+            return None
+        index = self.index
+        if (index is None and not self._due(numbers // self._row_numbers)) or not _fits(x, shape):
+            return None
+        if not self._lock.acquire(blocking=False):
             return None
         try:
-            if self.index is not None and self.index.shape != tuple(codebook.shape):
-                self.forget()
-            if self.index is None and not self._pays(x, codebook, rows):
-                return None
-            return self._search(x, codebook)
+            if self.index is not index or self._shape != shape:
+                return None  # another thread came in between
+            index = index or self._built(x, codebook)
+            return None if index is None else self._search(index, x, codebook)
         finally:
             self._lock.release()
 
-    def _search(self, x: Tensor, codebook: Tensor) -> Tensor:
-        index = self.index
-        assert index is not None
+    def _meet(self, shape: torch.Size) -> bool:
+        """Start anew with codebooks of this shape, unless it is none or a search of another is under way."""
+        if len(shape) != 3 or 0 in shape or not self._lock.acquire(blocking=False):
+            return False
+        self.forget()
+        num_groups, num_codes, code_dim = shape
+        self._row_numbers = num_groups * code_dim
+        self._row_work = num_groups * num_codes * min(code_dim, 16)  # a trial, too, takes longer with d
+        self._build_rows = ROWS_PER_LEVEL * (num_codes // 16).bit_length()  # in rows of brute force
+        self._be_patient(1)
+        rows = max(LEAST_ROWS, -(-LEAST_PAIRS // num_codes)) if num_codes >= LEAST_CODES else math.inf
+        self._least_numbers = rows * self._row_numbers
+        self._shape = shape
+        self._lock.release()
+        return True
+
+    def _be_patient(self, patience: int) -> None:
+        """Count from nothing up to ``patience`` times the work before a trial."""
+        self._rows = 0
+        self._patience = patience
+        self._trial_rows = max(patience * self._build_rows, -(-patience * LEAST_WORK // self._row_work))
+
+    def _due(self, rows: int) -> bool:
+        """Count what brute force does; whether it has done enough for a trial."""
+        self._calls += 1
+        self._rows += rows
+        build = self._build_rows
+        return self._rows >= self._trial_rows and (
+            build <= MOST_LOSS * self._rows or build <= (CALLS - self._calls) * rows * LEAST_SAVING
+        )
+
+    def _search(self, index: CodebookIndex, x: Tensor, codebook: Tensor) -> Tensor:
         if not index.holds(codebook):
             index.refit(codebook)
         indices = index.nearest_code(x)
         share = _cost_share(index)
         self.reason = f"visits {index.visited:.1%} of the codes"
         if share > MOST_COST:
-            patience = self._patience
-            self._give_up(f"the tree cost {share:.0%} of all leaves")
-            if not index.fits:  # the codes have left their splits behind: a new tree may do better, in its time
-                self._patience = patience
+            # where the codes have left their splits behind, a new tree may do better, in its time
+            self._give_up(f"the tree cost {share:.0%} of all leaves", self._patience * (BACKOFF if index.fits else 1))
         return indices
 
-    def _pays(self, x: Tensor, codebook: Tensor, rows: int) -> bool:
-        """Count what brute force does, and build a tree once it has done enough and a trial shows that it pays."""
-        num_groups, num_codes, code_dim = codebook.shape
-        self._calls += 1
-        self._rows += rows
-        self._work += rows * num_groups * num_codes * min(code_dim, 16)  # a trial, too, takes longer with d
-        build = ROWS_PER_LEVEL * (num_codes // 16).bit_length()  # in rows of brute force
-        if self._rows < self._patience * build or self._work < self._patience * LEAST_WORK:
-            return False
-        if build > MOST_LOSS * self._rows and build > (CALLS - self._calls) * rows * LEAST_SAVING:
-            return False
-        first_try = self._patience == 1
-        stride = max(1, num_codes // TRIAL_CODES)
+    def _built(self, x: Tensor, codebook: Tensor) -> CodebookIndex | None:
+        """A tree, if a trial shows that it pays."""
+        later, first_try = self._patience * BACKOFF, self._patience == 1
+        stride = max(1, codebook.shape[1] // TRIAL_CODES)
         predicted = _predict(_trial(x, codebook, stride=stride), stride)
         if predicted > (MOST_COST if first_try else HOPELESS_COST):
-            return self._give_up(f"a tree would cost {predicted:.0%} of its leaves, by a trial")
-        if not first_try and (all_codes := _trial(x, codebook, stride=1)) > MOST_COST:
-            return self._give_up(f"a tree of one group cost {all_codes:.0%} of its leaves")
-        self.index = CodebookIndex(codebook)
-        return True
+            self._give_up(f"a tree would cost {predicted:.0%} of its leaves, by a trial", later)
+        elif not first_try and (all_codes := _trial(x, codebook, stride=1)) > MOST_COST:
+            self._give_up(f"a tree of one group cost {all_codes:.0%} of its leaves", later)
+        else:
+            self.index = CodebookIndex(codebook)
+        return self.index
 
-    def _give_up(self, reason: str) -> bool:
-        """Back to brute force, for longer than the last time; returns False."""
+    def _give_up(self, reason: str, patience: int) -> None:
+        """Back to brute force, for longer than the last time."""
         self.index, self.reason = None, reason
-        self._rows = self._work = 0
-        self._patience = min(self._patience * BACKOFF, BACKOFF**6)
-        return False
+        self._be_patient(min(patience, BACKOFF**6))
 
 
 def _predict(share: float, stride: int) -> float:
@@ -153,13 +182,6 @@ def _cost_share(index: CodebookIndex) -> float:
     return (last.cost + last.scanned * index.leaves) / max(1, last.queries * index.leaves)
 
 
-def _eligible(x: Tensor, codebook: Tensor) -> bool:
-    """Whether a tree may answer: plain CPU tensors of the right shapes, outside compilers and tracers."""
-    if type(x) is not Tensor or type(codebook) not in (Tensor, nn.Parameter):
-        return False  # a fake, functional or wrapped tensor has no bytes to compare
-    shape, codes = x.shape, codebook.shape
-    if len(codes) != 3 or len(shape) < 2 or shape[-2:] != (codes[0], codes[2]) or codes[1] < LEAST_CODES:
-        return False
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    return x.device.type == "cpu" and codebook.device.type == "cpu" and native.load() is None
+def _fits(x: Tensor, shape: torch.Size) -> bool:
+    """Whether a tree over codes of ``shape`` can take ``x``."""
+    return x.is_cpu and x.dim() >= 2 and x.shape[-2:] == (shape[0], shape[2]) and native.load() is None

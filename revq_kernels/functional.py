@@ -46,12 +46,11 @@ def nearest_code(
         NativeUnavailableError, TritonUnavailableError: for an implementation that is asked for and cannot run.
     """
     check_search(x, codebook)
+    if metric == "l2" and weight is None:
+        return ops.overload("nearest_code", variant(impl, x))(_without_graph(x), codebook.detach())
     check_metric(metric, weight, x)
-    chosen = variant(impl, x, metric)
-    if metric == "l2":
-        return ops.overload("nearest_code", chosen)(x.detach(), codebook.detach())
     weight = None if weight is None else weight.detach()
-    return ops.overload("nearest_by_metric", chosen)(x.detach(), codebook.detach(), weight, metric)
+    return ops.overload("nearest_by_metric", variant(impl, x, metric))(x.detach(), codebook.detach(), weight, metric)
 
 
 def quantize(
@@ -80,7 +79,7 @@ def quantize(
     if count is not None:
         check_count(count, codebook.shape[0], codebook.shape[1], x)
     chosen = variant(impl, x)
-    quantized, indices = ops.overload("quantize", chosen)(x.detach(), codebook.detach(), count)
+    quantized, indices = ops.overload("quantize", chosen)(_without_graph(x), codebook.detach(), count)
     if count is not None:
         _mark_changed(count)
     return Quantized(_from_codebook(codebook, quantized, indices, chosen, deterministic), indices)
@@ -125,6 +124,11 @@ def count_codes_(count: Tensor, indices: Tensor, *, impl: str = "auto") -> Tenso
     ops.overload("count_codes_", variant(impl, indices))(count, indices)
     _mark_changed(count)
     return count
+
+
+def _without_graph(x: Tensor) -> Tensor:
+    """x as operators take it: a view where there is a graph to leave, which on a short search takes a while."""
+    return x.detach() if x.requires_grad else x
 
 
 def _mark_changed(tensor: Tensor) -> None:

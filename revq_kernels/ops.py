@@ -34,8 +34,6 @@ SCHEMAS = {
     "codebook_grad": "(Tensor grad, Tensor indices, SymInt num_codes) -> Tensor",
 }
 
-VARIANTS = ("default", "triton", "reference")
-
 INDEX_SCHEMAS = {
     "index_build": "(Tensor codebook) -> (Tensor, Tensor, Tensor, Tensor)",
     "index_refit_": "(Tensor(a!) panels, Tensor ids, Tensor(b!) boxes, Tensor(c!) finite, Tensor codebook) -> ()",
@@ -50,7 +48,7 @@ _library = torch.library.Library("revq", "DEF")
 
 
 def overload(name: str, variant: str) -> Callable[..., Any]:
-    """The operator ``revq::<name>`` in one of VARIANTS; ``codebook_grad`` has an "atomic" one as well."""
+    """The operator ``revq::<name>`` as "default", "triton" or "reference"; ``codebook_grad`` has an "atomic" one too."""
     return getattr(getattr(torch.ops.revq, name), variant)
 
 

@@ -13,21 +13,20 @@ IMPLEMENTATIONS = ("auto", "native", "triton", "reference")
 
 def check_search(x: Tensor, codebook: Tensor) -> None:
     """x ``[..., G, d]`` against codebook ``[G, K, d]``."""
-    _check_tensor("x", x)
+    _check_numbers("x", x)
     check_codebook(codebook)
-    _check_dtype("x", x)
-    num_groups, _, code_dim = codebook.shape
-    if x.dim() < 2:
-        raise ValueError(f"x: expected [..., G={num_groups}, d={code_dim}], got shape {tuple(x.shape)}")
-    if x.shape[-2] != num_groups:
+    shape, (num_groups, _, code_dim) = x.shape, codebook.shape
+    if len(shape) < 2:
+        raise ValueError(f"x: expected [..., G={num_groups}, d={code_dim}], got shape {tuple(shape)}")
+    if shape[-2] != num_groups:
         raise ValueError(
             f"x: expected [..., G={num_groups}, d={code_dim}] for codebook {tuple(codebook.shape)}, "
-            f"got {x.shape[-2]} groups in shape {tuple(x.shape)}"
+            f"got {shape[-2]} groups in shape {tuple(shape)}"
         )
-    if x.shape[-1] != code_dim:
+    if shape[-1] != code_dim:
         raise ValueError(
             f"x: expected [..., G={num_groups}, d={code_dim}] for codebook {tuple(codebook.shape)}, "
-            f"got d={x.shape[-1]} in shape {tuple(x.shape)}"
+            f"got d={shape[-1]} in shape {tuple(shape)}"
         )
     _check_same_device("x", x, "codebook", codebook)
 
@@ -58,21 +57,20 @@ def check_quantizer(num_codes: int, code_dim: int, num_groups: int, metric: str)
 
 def check_codebook(codebook: Tensor) -> None:
     """codebook ``[G, K, d]`` of a floating type with at least one code."""
-    _check_tensor("codebook", codebook)
-    _check_dtype("codebook", codebook)
-    if codebook.dim() != 3:
-        raise ValueError(f"codebook: expected [G, K, d], got shape {tuple(codebook.shape)}")
-    num_groups, num_codes, code_dim = codebook.shape
+    _check_numbers("codebook", codebook)
+    shape = codebook.shape
+    if len(shape) != 3:
+        raise ValueError(f"codebook: expected [G, K, d], got shape {tuple(shape)}")
+    num_groups, num_codes, code_dim = shape
     if num_groups < 1 or code_dim < 1:
-        raise ValueError(f"codebook: expected [G, K, d] with G >= 1 and d >= 1, got shape {tuple(codebook.shape)}")
+        raise ValueError(f"codebook: expected [G, K, d] with G >= 1 and d >= 1, got shape {tuple(shape)}")
     if not 1 <= num_codes <= MAX_CODES:
         raise ValueError(f"codebook: expected 1 <= K <= {MAX_CODES} codes, got K={num_codes}")
 
 
 def check_index_query(x: Tensor, shape: tuple[int, int, int]) -> None:
     """x ``[..., G, d]`` against the shape of a `CodebookIndex`."""
-    _check_tensor("x", x)
-    _check_dtype("x", x)
+    _check_numbers("x", x)
     num_groups, _, code_dim = shape
     if x.dim() < 2 or tuple(x.shape[-2:]) != (num_groups, code_dim):
         raise ValueError(
@@ -98,8 +96,7 @@ def check_count(count: Tensor, num_groups: int, num_codes: int | None, like: Ten
 
 def check_gradient(grad: Tensor, indices: Tensor, num_codes: int) -> None:
     """grad ``[..., G, d]`` with indices ``[..., G]``."""
-    _check_tensor("grad", grad)
-    _check_dtype("grad", grad)
+    _check_numbers("grad", grad)
     check_indices(indices)
     if grad.dim() < 2 or grad.shape[-2] < 1 or grad.shape[-1] < 1 or grad.shape[:-1] != indices.shape:
         raise ValueError(
@@ -154,7 +151,8 @@ def _check_tensor(name: str, value: object) -> None:
         raise TypeError(f"{name}: expected a dense torch.Tensor, got layout {value.layout}")
 
 
-def _check_dtype(name: str, tensor: Tensor) -> None:
+def _check_numbers(name: str, tensor: Tensor) -> None:
+    _check_tensor(name, tensor)
     if tensor.dtype not in INPUT_DTYPES:
         raise TypeError(f"{name}: expected dtype float32, bfloat16 or float16, got {tensor.dtype}")
 

@@ -25,6 +25,15 @@ def _seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def one_thread():
+    """For small problems: several threads would wait for each other, for long on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def pytest_runtest_logreport(report):
     if report.when == "call" and report.passed:
         names = [name for name in IMPLEMENTATIONS if name in report.nodeid.partition("[")[2]]

@@ -24,15 +24,7 @@ from revq_kernels import nearest_code
 from revq_kernels.testing import problems
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Small problems: several threads would wait for each other, for long on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_exhaustive_search_is_the_contract(monkeypatch):

@@ -19,20 +19,15 @@ from revq_kernels import native
 from revq_kernels.testing import contract_index, problems
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.skipif(native.load() is not None, reason=f"native: {native.load()}")
+pytestmark = [
+    pytest.mark.skipif(native.load() is not None, reason=f"native: {native.load()}"),
+    pytest.mark.usefixtures("one_thread"),
+]
 try:
     compiled.library()
     COMPILED = ""
 except (compiled.NoCompilerError, subprocess.CalledProcessError) as error:
     COMPILED = str(error)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def read(path):

@@ -12,15 +12,10 @@ them again for each tile of codes.  ``rows`` is the number of queries per group,
 import triton
 import triton.language as tl
 
+from revq_kernels.triton.addressing import query_rows
+
 NOT_SPECIALIZED = ("inner", "rows", "num_groups", "num_codes", "codes_per_split")
 """Sizes that change from call to call: a kernel compiled for one value would be compiled again for the next."""
-
-
-@triton.jit
-def query_row(x, n, inner, x_stride_outer, x_stride_inner, group_offset):
-    """Pointers to the rows of queries ``n`` (int32); all products are 64-bit."""
-    outer = n // inner
-    return x + outer.to(tl.int64) * x_stride_outer + (n - outer * inner).to(tl.int64) * x_stride_inner + group_offset
 
 
 @triton.jit
@@ -92,7 +87,7 @@ def direct_search(
     start = tl.program_id(1).to(tl.int64) * codes_per_split
     stop = tl.minimum(start + codes_per_split, num_codes)
     if start < stop:
-        row = query_row(x, tl.minimum(n, rows - 1), inner, x_stride_outer, x_stride_inner, group * x_stride_g)
+        row = query_rows(x, tl.minimum(n, rows - 1), group, inner, x_stride_outer, x_stride_inner, x_stride_g)
         codes = codebook + group * codebook_stride_g
         smallest = smallest_key(
             row, x_stride_d, codes, codebook_stride_k, codebook_stride_d, start, stop, num_codes - 1,
@@ -134,7 +129,7 @@ def fallback(
             # rows past the count repeat query 0 and write nothing
             turn = taken + tl.arange(0, BLOCK_QUERIES)
             picked = tl.sum(tl.where(rank[None, :] == turn[:, None], n[None, :], 0), axis=1)
-            row = query_row(x, picked, inner, x_stride_outer, x_stride_inner, group * x_stride_g)
+            row = query_rows(x, picked, group, inner, x_stride_outer, x_stride_inner, x_stride_g)
             smallest = smallest_key(
                 row, x_stride_d, codes, codebook_stride_k, codebook_stride_d, start, stop, num_codes - 1,
                 D, BLOCK_QUERIES, BLOCK_CODES, REGISTER_DIMS, DIM_STEP, INLINE_ASM,

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from revq_kernels.triton import certificate
-from revq_kernels.triton.direct import query_row
+from revq_kernels.triton.addressing import query_rows
 from revq_kernels.triton.lanes import NO_SCORE, emit_candidates, lane_minimum, minimum_of_three, update_lanes
 
 _TRUSTED_NORM = tl.constexpr((certificate.RANGE / 4) ** 2)
@@ -133,43 +133,14 @@ def cell_minima(
 
 @triton.jit
 def fma(
-    x,
-    inner,
-    x_stride_outer,
-    x_stride_inner,
-    x_stride_g,
-    x_stride_d,
-    codebook,
-    codebook_stride_g,
-    codebook_stride_k,
-    codebook_stride_d,
-    centre,
-    scale,
-    limit,
-    found,
-    unsettled,
-    entry_score,
-    entry_first,
-    rows,
-    num_groups,
-    num_codes,
-    codes_per_split,
-    D: tl.constexpr,
-    REGISTER_DIMS: tl.constexpr,
-    DIM_STEP: tl.constexpr,
-    UNROLL: tl.constexpr,
-    BLOCK_QUERIES: tl.constexpr,
-    BLOCK_CODES: tl.constexpr,
-    CELL_TILES: tl.constexpr,
-    A: tl.constexpr,
-    B: tl.constexpr,
-    C: tl.constexpr,
-    E: tl.constexpr,
-    ID_BITS: tl.constexpr,
-    SLOTS: tl.constexpr,
-    CERTIFICATE: tl.constexpr,
+    x, inner, x_stride_outer, x_stride_inner, x_stride_g, x_stride_d,
+    codebook, codebook_stride_g, codebook_stride_k, codebook_stride_d,
+    centre, scale, limit, found, unsettled, entry_score, entry_first, rows, num_groups, num_codes, codes_per_split,
+    D: tl.constexpr, REGISTER_DIMS: tl.constexpr, DIM_STEP: tl.constexpr, UNROLL: tl.constexpr,
+    BLOCK_QUERIES: tl.constexpr, BLOCK_CODES: tl.constexpr, CELL_TILES: tl.constexpr, A: tl.constexpr, B: tl.constexpr,
+    C: tl.constexpr, E: tl.constexpr, ID_BITS: tl.constexpr, SLOTS: tl.constexpr, CERTIFICATE: tl.constexpr,
     INLINE_ASM: tl.constexpr,
-):
+):  # fmt: skip
     """Program (q, s): block q mod ceil(rows / BLOCK_QUERIES) of a group's queries, the s-th codes_per_split codes.
 
     codes_per_split is a multiple of BLOCK_CODES * CELL_TILES, at most 2^ID_BITS times it.
@@ -181,7 +152,7 @@ def fma(
     n = tl.program_id(0) % query_blocks * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
     middle = centre + group * D
     unit = tl.load(scale + group)
-    row = query_row(x, tl.minimum(n, rows - 1), inner, x_stride_outer, x_stride_inner, group * x_stride_g)
+    row = query_rows(x, tl.minimum(n, rows - 1), group, inner, x_stride_outer, x_stride_inner, x_stride_g)
     x_numbers = ()
     offsets = ()
     if D <= REGISTER_DIMS:

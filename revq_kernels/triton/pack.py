@@ -11,11 +11,9 @@ that keeps it from being chosen.
 import triton
 import triton.language as tl
 
-from revq_kernels.triton import certificate
 from revq_kernels.triton.addressing import query_rows
-from revq_kernels.triton.tensor_core import FAR, _centred, _half, _low_part, _normal
+from revq_kernels.triton.halves import FAR, RANGE, centred, half, low_part, normal, query_parts, trusted_size
 
-_RANGE = tl.constexpr(certificate.RANGE)
 _FAR_NORM = tl.constexpr(256 * FAR.value)
 
 
@@ -41,19 +39,19 @@ def pack_codes(
     numbers = row[:, None] + dim[None, :].to(tl.int64) * codebook_stride_d
     raw = tl.load(numbers, mask=present[:, None] & (dim < D)[None, :], other=0.0)
     unit = tl.load(scale + group)
-    value = _centred(raw, tl.load(centre + group * D + dim, mask=dim < D, other=0.0) * unit, unit)
-    rounded = _half(value)
+    value = centred(raw, tl.load(centre + group * D + dim, mask=dim < D, other=0.0) * unit, unit)
+    rounded = half(value)
     rest = tl.zeros(value.shape, tl.float32)
     if PARTS == 3:
-        rest = _low_part(value, rounded)
+        rest = low_part(value, rounded)
         rounded += rest
     size = tl.sum(rounded * rounded, axis=1)
-    keep = (present & (size <= _RANGE * _RANGE))[:, None]
+    keep = (present & (size <= RANGE * RANGE))[:, None]
     size_or_far = tl.where(keep, size[:, None], _FAR_NORM)
     size_or_far = tl.where(present[:, None] & (size != size)[:, None], -_FAR_NORM, size_or_far)
     packed = tl.program_id(1).to(tl.int64) * packed_codes + place
     target = packed[:, None] * PITCH + dim[None, :]
-    tl.store(high + target, _normal(value, keep).to(tl.float16), mask=(dim < PITCH)[None, :])
+    tl.store(high + target, normal(value, keep).to(tl.float16), mask=(dim < PITCH)[None, :])
     if PARTS == 3:
         tl.store(low + target, tl.where(keep, rest, 0.0).to(tl.float16), mask=(dim < PITCH)[None, :])
     tl.store(norm + packed, tl.sum(size_or_far, axis=1))
@@ -79,21 +77,15 @@ def pack_queries(
     numbers = row[:, None] + dim[None, :].to(tl.int64) * x_stride_d
     raw = tl.load(numbers, mask=exists[:, None] & (dim < D)[None, :], other=0.0)
     unit = tl.load(scale + group)
-    value = _centred(raw, tl.load(centre + group * D + dim, mask=dim < D, other=0.0) * unit, unit)
-    trusted = exists & (tl.sum(value * value, axis=1) <= _RANGE * _RANGE / 16)
+    value = centred(raw, tl.load(centre + group * D + dim, mask=dim < D, other=0.0) * unit, unit)
+    trusted = trusted_size(tl.sum(value * value, axis=1), exists)
     query = n.to(tl.int64) * num_groups + group
     tl.store(unsettled + query, tl.full(n.shape, 1, tl.int32), mask=exists & (trusted == 0))
-    known = tl.where(trusted[:, None], value, 0.0)
-    rounded = _half(_normal(known, trusted[:, None]))
-    rest = tl.zeros(value.shape, tl.float32)
-    if PARTS == 3:
-        rest = _low_part(known, rounded)
-    sum_of_parts = rounded + rest
-    lost = (known - rounded) - rest
+    rounded, rest, size, lost = query_parts(value, trusted, PARTS)
     packed = tl.program_id(1).to(tl.int64) * packed_rows + n
     target = packed[:, None] * PITCH + dim[None, :]
     tl.store(high + target, (-2 * rounded).to(tl.float16), mask=(dim < PITCH)[None, :])
     if PARTS == 3:
         tl.store(low + target, (-2 * rest).to(tl.float16), mask=(dim < PITCH)[None, :])
-    tl.store(norm + packed, tl.where(trusted, tl.sum(sum_of_parts * sum_of_parts, axis=1), -1.0))
-    tl.store(error + packed, tl.sum(lost * lost, axis=1))
+    tl.store(norm + packed, tl.where(trusted, size, -1.0))
+    tl.store(error + packed, lost)

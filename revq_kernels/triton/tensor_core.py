@@ -15,48 +15,19 @@ import triton.language as tl
 
 from revq_kernels.triton import certificate
 from revq_kernels.triton.addressing import query_rows
+from revq_kernels.triton.halves import FAR, RANGE, centred, half, low_part, normal, query_parts, trusted_size
 from revq_kernels.triton.lanes import NO_SCORE, emit_candidates, lane_minimum, update_lanes
 
-FAR = tl.constexpr(58000.0)
-"""1/256 of the squared norm that outliers and columns past the last code pretend to have."""
-
-_RANGE = tl.constexpr(certificate.RANGE)
-_SMALLEST_NORMAL = tl.constexpr(certificate.SMALLEST_NORMAL)
 _PAD = tl.constexpr(certificate.SCORE_PAD)
-
-
-@triton.jit
-def _centred(raw, scaled_centre, scale):
-    """(raw - centre) * scale, rounded once: the scale is a power of two.  A row of centres, a block of rows."""
-    factor = tl.zeros(raw.shape, tl.float32) + scale
-    return tl.fma(raw.to(tl.float32), factor, tl.broadcast_to(-scaled_centre[None, :], raw.shape))
-
-
-@triton.jit
-def _half(value):
-    """The nearest float16, as float32."""
-    return value.to(tl.float16).to(tl.float32)
-
-
-@triton.jit
-def _normal(value, keep):
-    """0 unless keep, and 0 for what float16 holds as a subnormal number: a tensor core may do anything with those."""
-    return tl.where(tl.abs(value) > tl.where(keep, _SMALLEST_NORMAL, float("inf")), value, 0.0)
-
-
-@triton.jit
-def _low_part(value, high):
-    """What float16 holds of the rest; 0 for an outlier, whose high part may be infinite."""
-    return _half(_normal(value - high, tl.abs(value) <= _RANGE))
 
 
 @triton.jit
 def _norm_parts(norm, shift, present):
     """(hi, lo) with 256 hi + lo/8 = norm + shift, or far away; of a NaN far below zero, where no score is."""
-    total = tl.where(norm <= _RANGE * _RANGE, (norm + shift) * (1 / 256), FAR)
+    total = tl.where(norm <= RANGE * RANGE, (norm + shift) * (1 / 256), FAR)
     total = tl.where(present, tl.where(norm != norm, -FAR, total), FAR)
-    high = _half(total)
-    return high, _normal((total - high) * 2048, True)
+    high = half(total)
+    return high, normal((total - high) * 2048, True)
 
 
 @triton.jit
@@ -104,78 +75,25 @@ def _slots(first, second, third, norms, PARTS: tl.constexpr, DEPTH: tl.constexpr
     return _to_half(_alternate(left, right), INLINE_ASM)
 
 
-@triton.jit
-def _product(queries, codes):
-    return tl.dot(queries, tl.trans(codes), out_dtype=tl.float32)
-
-
-@triton.jit
-def _trusted(size, exists):
-    """Queries in range, from their squared lengths; false for a NaN too."""
-    return exists & (size <= _RANGE * _RANGE / 16)
-
-
-@triton.jit
-def _query_parts(value, trusted, PARTS: tl.constexpr):
-    """(high, low, |x_h|^2, |x' - x_h|^2) of centred numbers [Q, dims]; zeros unless trusted."""
-    known = tl.where(trusted[:, None], value, 0.0)
-    high = _half(_normal(known, trusted[:, None]))
-    low = tl.zeros(high.shape, tl.float32)
-    if PARTS == 3:
-        low = _low_part(known, high)
-    lost = (known - high) - low
-    return high, low, tl.sum((high + low) * (high + low), axis=1), tl.sum(lost * lost, axis=1)
-
-
 @triton.jit(do_not_specialize=["inner", "rows", "num_groups", "codebook_stride_g", "codebook_stride_k"])
 def tensor_core(
-    x,
-    inner,
-    x_stride_outer,
-    x_stride_inner,
-    x_stride_g,
-    x_stride_d,
-    codebook,
-    codebook_stride_g,
-    codebook_stride_k,
-    codebook_stride_d,
-    centre,
-    scale,
-    limit,
-    found,
-    unsettled,
-    entry_score,
-    entry_first,
-    rows,
-    num_groups,
-    num_codes,
-    codes_per_split,
-    D: tl.constexpr,
-    DIMS: tl.constexpr,
-    PARTS: tl.constexpr,
-    BLOCK_QUERIES: tl.constexpr,
-    BLOCK_CODES: tl.constexpr,
-    CELL_TILES: tl.constexpr,
-    A: tl.constexpr,
-    B: tl.constexpr,
-    C: tl.constexpr,
-    E: tl.constexpr,
-    ID_BITS: tl.constexpr,
-    SLOTS: tl.constexpr,
-    CERTIFICATE: tl.constexpr,
-    CONTIGUOUS: tl.constexpr,
+    x, inner, x_stride_outer, x_stride_inner, x_stride_g, x_stride_d,
+    codebook, codebook_stride_g, codebook_stride_k, codebook_stride_d,
+    centre, scale, limit, found, unsettled, entry_score, entry_first, rows, num_groups, num_codes, codes_per_split,
+    D: tl.constexpr, DIMS: tl.constexpr, PARTS: tl.constexpr, BLOCK_QUERIES: tl.constexpr, BLOCK_CODES: tl.constexpr,
+    CELL_TILES: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr, E: tl.constexpr,
+    ID_BITS: tl.constexpr, SLOTS: tl.constexpr, CERTIFICATE: tl.constexpr, CONTIGUOUS: tl.constexpr,
     INLINE_ASM: tl.constexpr,
-):
+):  # fmt: skip
     """Program (q, s): block q mod ceil(rows / BLOCK_QUERIES) of a group's queries, the s-th codes_per_split codes.
 
-    DIMS: a power of two >= 2; it covers D where that is <= 64, and else the dimensions go in chunks of it.
-    codes_per_split: a multiple of BLOCK_CODES * CELL_TILES, at most 2^ID_BITS times it.  CONTIGUOUS: the codebook is;
-    its strides are not used then.  INLINE_ASM: False under the interpreter and on AMD.
+    DIMS: the power of two from 2 to 16 that holds D.  codes_per_split: a multiple of BLOCK_CODES * CELL_TILES, at most
+    2^ID_BITS times it.  CONTIGUOUS: the codebook is; its strides are not used then.  INLINE_ASM: False under the
+    interpreter and on AMD.
     """
-    CHUNKS: tl.constexpr = (D + DIMS - 1) // DIMS
     SHORT: tl.constexpr = DIMS <= 8
     SHORTEST: tl.constexpr = DIMS <= 4
-    WITHIN: tl.constexpr = (DIMS > 8) & (CHUNKS == 1) & (D + 2 <= DIMS)
+    WITHIN: tl.constexpr = (not SHORT) & (D + 2 <= DIMS)
     DEPTH: tl.constexpr = 32 if DIMS * (PARTS + 1) > 16 else 16
     query_blocks = tl.cdiv(rows, BLOCK_QUERIES)
     group = (tl.program_id(0) // query_blocks).to(tl.int64)
@@ -184,41 +102,24 @@ def tensor_core(
     exists = n < rows
     row = query_rows(x, n, group, inner, x_stride_outer, x_stride_inner, x_stride_g)
     unit = tl.load(scale + group)
-    middle = ()
-    size = tl.zeros([BLOCK_QUERIES], tl.float32)
-    for chunk in tl.static_range(CHUNKS):
-        dim = chunk * DIMS + tl.arange(0, DIMS)
-        middle = middle + (tl.load(centre + group * D + dim, mask=dim < D, other=0.0) * unit,)  # noqa: RUF005
-        inside = exists[:, None] & (dim < D)[None, :]
-        numbers = row[:, None] + dim[None, :] * x_stride_d
-        value = _centred(tl.load(numbers, mask=inside, other=0.0), middle[chunk], unit)
-        size += tl.sum(value * value, axis=1)
-    trusted = _trusted(size, exists)
+    dim = tl.arange(0, DIMS)
+    middle = tl.load(centre + group * D + dim, mask=dim < D, other=0.0) * unit
+    inside = exists[:, None] & (dim < D)[None, :]
+    value = centred(tl.load(row[:, None] + dim[None, :] * x_stride_d, mask=inside, other=0.0), middle, unit)
+    trusted = trusted_size(tl.sum(value * value, axis=1), exists)
     tl.store(unsettled + n * num_groups + group, tl.full(n.shape, 1, tl.int32), mask=exists & (trusted == 0))
-    norm = tl.zeros([BLOCK_QUERIES], tl.float32)
-    error = tl.zeros([BLOCK_QUERIES], tl.float32)
-    query_high = ()
-    query_low = ()
-    for chunk in tl.static_range(CHUNKS):
-        if CHUNKS > 1:  # read again: all chunks at one time are too many for the registers
-            dim = chunk * DIMS + tl.arange(0, DIMS)
-            inside = exists[:, None] & (dim < D)[None, :]
-            numbers = row[:, None] + dim[None, :] * x_stride_d
-            value = _centred(tl.load(numbers, mask=inside, other=0.0), middle[chunk], unit)
-        high, low, chunk_norm, chunk_error = _query_parts(value, trusted, PARTS)
-        norm += chunk_norm
-        error += chunk_error
-        high *= -2
-        low *= -2
-        if SHORT:
-            ones = _pair_at(256.0, 0.125, DIMS, 0) + tl.zeros(high.shape, tl.float32)
-            query_high = query_high + (_slots(high, high, low, ones, PARTS, DEPTH, False),)  # noqa: RUF005
-        else:
-            if WITHIN:
-                high += _pair_at(256.0, 0.125, DIMS, D)
-            query_high = query_high + (high.to(tl.float16),)  # noqa: RUF005
-            query_low = query_low + (low.to(tl.float16),)  # noqa: RUF005
-    query_ones = tl.broadcast_to(_pair_at(256.0, 0.125, 16, 0), [BLOCK_QUERIES, 16]).to(tl.float16)
+    high, low, norm, error = query_parts(value, trusted, PARTS)
+    high *= -2
+    low *= -2
+    if SHORT:
+        ones = _pair_at(256.0, 0.125, DIMS, 0) + tl.zeros(high.shape, tl.float32)
+        query_high = _slots(high, high, low, ones, PARTS, DEPTH, False)
+    else:
+        if WITHIN:
+            high += _pair_at(256.0, 0.125, DIMS, D)
+        query_high = high.to(tl.float16)
+        query_low = low.to(tl.float16)
+        query_ones = tl.broadcast_to(_pair_at(256.0, 0.125, 16, 0), [BLOCK_QUERIES, 16]).to(tl.float16)
     shift = tl.max(norm, axis=0) * (1 + _PAD) + _PAD
     norm = tl.where(trusted, norm, -1.0)
 
@@ -226,7 +127,6 @@ def tensor_core(
     left = tl.minimum(num_codes - start, codes_per_split).to(tl.int32)
     tiles = tl.cdiv(left, BLOCK_CODES)
     column = tl.arange(0, BLOCK_CODES)
-    dim = tl.arange(0, DIMS)
     stride_k = codebook_stride_k.to(tl.int64)
     stride_g = codebook_stride_g.to(tl.int64)
     stride_d = codebook_stride_d
@@ -245,47 +145,35 @@ def tensor_core(
         cell = tl.full([BLOCK_QUERIES, A * C], NO_SCORE, tl.int32)
         for _ in range(tl.minimum(CELL_TILES, tiles - step * CELL_TILES)):
             present = column < left
-            code_norm = tl.zeros([BLOCK_CODES], tl.float32)
-            for chunk in tl.static_range(CHUNKS):
-                code = _centred(raw, middle[chunk], unit)
-                # the next numbers are on their way while these are multiplied
-                if chunk + 1 < CHUNKS:
-                    ahead = present[:, None] & (dim < D - (chunk + 1) * DIMS)[None, :]
-                    raw = tl.load(first_code + (chunk + 1) * DIMS * stride_d + offset, mask=ahead, other=0.0)
-                else:
-                    left -= BLOCK_CODES
-                    first_code += BLOCK_CODES * stride_k
-                    ahead = (column < left)[:, None] & (dim < D)[None, :]
-                    raw = tl.load(first_code + offset, mask=ahead, other=0.0)
-                rounded = _half(code)
-                code_low = code
-                if PARTS == 3:
-                    code_low = _low_part(code, rounded)
-                    rounded += code_low
-                code_norm += tl.sum(rounded * rounded, axis=1)
-                # of a longer outlier, its norm outweighs what is left of it
-                keep = (code_norm <= _RANGE * _RANGE)[:, None] if CHUNKS == 1 else tl.abs(code) <= _RANGE
-                code_high = _normal(code, keep)
-                if (PARTS == 3) & (CHUNKS == 1):
-                    code_low = tl.where(keep, code_low, 0.0)
-                if chunk + 1 == CHUNKS:
-                    hi, lo = _norm_parts(code_norm, shift, present)
-                    hi, lo = hi[:, None], lo[:, None]
-                if SHORT:
-                    # in every pair of columns: those that the queries' zeros meet do not matter
-                    norms = tl.where((dim % 2 == 0)[None, :], hi, lo)
-                    operand = _slots(code_high, code_low, code_high, norms, PARTS, DEPTH, INLINE_ASM)
-                elif WITHIN:
-                    operand = _to_half(code_high + _pair_at(hi, lo, DIMS, D), INLINE_ASM)
-                else:
-                    operand = _to_half(code_high, INLINE_ASM)
-                if chunk == 0:
-                    score = _product(query_high[0], operand)
-                else:
-                    score = tl.dot(query_high[chunk], tl.trans(operand), score)
-                if (PARTS == 3) & (not SHORT):
-                    score = tl.dot(query_high[chunk], tl.trans(_to_half(code_low, INLINE_ASM)), score)
-                    score = tl.dot(query_low[chunk], tl.trans(operand), score)
+            code = centred(raw, middle, unit)
+            # the next numbers are on their way while these are multiplied
+            left -= BLOCK_CODES
+            first_code += BLOCK_CODES * stride_k
+            raw = tl.load(first_code + offset, mask=(column < left)[:, None] & (dim < D)[None, :], other=0.0)
+            rounded = half(code)
+            code_low = code
+            if PARTS == 3:
+                code_low = low_part(code, rounded)
+                rounded += code_low
+            code_norm = tl.sum(rounded * rounded, axis=1)
+            keep = (code_norm <= RANGE * RANGE)[:, None]
+            code_high = normal(code, keep)
+            if PARTS == 3:
+                code_low = tl.where(keep, code_low, 0.0)
+            hi, lo = _norm_parts(code_norm, shift, present)
+            hi, lo = hi[:, None], lo[:, None]
+            if SHORT:
+                # in every pair of columns: those that the queries' zeros meet do not matter
+                norms = tl.where((dim % 2 == 0)[None, :], hi, lo)
+                operand = _slots(code_high, code_low, code_high, norms, PARTS, DEPTH, INLINE_ASM)
+            elif WITHIN:
+                operand = _to_half(code_high + _pair_at(hi, lo, DIMS, D), INLINE_ASM)
+            else:
+                operand = _to_half(code_high, INLINE_ASM)
+            score = tl.dot(query_high, tl.trans(operand), out_dtype=tl.float32)
+            if (PARTS == 3) & (not SHORT):
+                score = tl.dot(query_high, tl.trans(_to_half(code_low, INLINE_ASM)), score)
+                score = tl.dot(query_low, tl.trans(operand), score)
             if not (SHORT or WITHIN):
                 score = tl.dot(query_ones, tl.trans(_to_half(_pair_at(hi, lo, 16, 0), INLINE_ASM)), score)
             cell = lane_minimum(cell, score.to(tl.int32, bitcast=True), A, B, C, E, INLINE_ASM)
@@ -293,12 +181,11 @@ def tensor_core(
 
     if SHORTEST:
         # computed once more: kept across the loop, the two would take the last registers of the tile
-        dim = tl.arange(0, DIMS)
         origin = tl.load(centre + group * D + dim, mask=dim < D, other=0.0) * unit
         inside = (n < rows)[:, None] & (dim < D)[None, :]
-        value = _centred(tl.load(row[:, None] + dim[None, :] * x_stride_d, mask=inside, other=0.0), origin, unit)
-        trusted = _trusted(tl.sum(value * value, axis=1), n < rows)
-        high, low, norm, error = _query_parts(value, trusted, PARTS)
+        value = centred(tl.load(row[:, None] + dim[None, :] * x_stride_d, mask=inside, other=0.0), origin, unit)
+        trusted = trusted_size(tl.sum(value * value, axis=1), n < rows)
+        high, low, norm, error = query_parts(value, trusted, PARTS)
     else:
         trusted = norm >= 0
     query = n * num_groups + group

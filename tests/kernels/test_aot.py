@@ -18,6 +18,7 @@ if triton.unavailable("cuda") is not None:
 
 from revq_kernels.triton import aot, blocks, config, search
 from revq_kernels.triton.launch import Launch
+from revq_kernels.triton.long_plan import chunks, pitch, plan_long
 
 SHARED = {"sm_80": 163, "sm_89": 99, "sm_90": 227, "sm_100": 227, "gfx942": 64}
 """Kilobytes that one program may have."""
@@ -170,6 +171,28 @@ def test_the_workspace_is_bounded():
             queries = min(shape[0], plan.rows_per_round) * shape[1]
             assert queries * (20 + 8 * plan.slots) <= config.WORKSPACE
             assert plan.splits * plan.codes_per_split >= shape[2] > (plan.splits - 1) * plan.codes_per_split
+
+
+def test_the_plan_for_long_vectors_fits_the_workspace():
+    for rows, num_groups, num_codes, d in (
+        (1, 1, 1024, 17), (1_000_000, 1, 262_144, 512), (65536, 1, 16384, 256), (4096, 8, 8192, 64), (300, 64, 1000, 32),
+    ):  # fmt: skip
+        for parts in (1, 3):
+            plan = plan_long(rows, num_groups, num_codes, d, parts, 128, 128, 8, 132)
+            assert plan.codes_per_round % 128 == 0 and plan.codes_per_split % 1024 == 0
+            assert plan.codes_per_round >= num_codes or plan.codes_per_round % 1024 == 0
+            assert plan.splits * plan.codes_per_split >= min(plan.codes_per_round, num_codes)
+            vector = 2 * pitch(d) * (2 if parts == 3 else 1)
+            codes = plan.groups_per_round * plan.codes_per_round * (vector + 8)
+            known = num_groups * (20 + 8 * plan.slots) + plan.groups_per_round * (vector + 8)
+            assert codes + known * min(plan.rows_per_round, rows) <= 64 * 2**20
+
+
+def test_chunks_add_up_to_the_pitch():
+    for d in range(17, 513):
+        for depth in (32, 64, 128):
+            widths = chunks(d, depth)
+            assert sum(widths) == pitch(d) >= d and all(w & (w - 1) == 0 and 16 <= w <= depth for w in widths)
 
 
 @pytest.mark.parametrize(("rows", "num_groups", "num_codes"), [(256, 1, 262144), (128, 256, 262144), (256, 512, 16384)])

@@ -175,6 +175,15 @@ def test_small_codebooks_never_grow_a_tree(x):
     assert search.index is None
 
 
+def test_what_is_small_stays_small_until_forget(x):
+    """The first codebook has too few codes for any call to be large."""
+    search, codebook = AutomaticIndex(), torch.randn(G, K, D)
+    search.nearest_code(x, torch.randn(G, 100, D))
+    assert torch.equal(search.nearest_code(x, codebook), nearest_code(x, codebook)) and search.index is None
+    search.forget()
+    assert torch.equal(search.nearest_code(x, codebook), nearest_code(x, codebook)) and search.index is not None
+
+
 def test_gradients_are_those_of_quantize(x):
     codebook = torch.randn(G, K, D, requires_grad=True)
     search = searching(codebook.detach(), x)

@@ -6,7 +6,7 @@ import torch
 from revq_kernels import nearest_code, quantize
 from revq_kernels.testing import segment_sum_truth
 
-SHAPES = [(1, 1, 1, 1), (64, 2, 5, 4), (257, 3, 17, 8), (1000, 1, 3, 31), (0, 2, 5, 4)]
+SHAPES = [(1, 1, 1, 1), (64, 2, 5, 4), (257, 3, 17, 8), (300, 1, 3, 31), (0, 2, 5, 4)]
 
 
 @pytest.mark.parametrize(("n", "g", "k", "d"), SHAPES)
@@ -20,13 +20,13 @@ def test_codebook_gradient_is_the_segment_sum(n, g, k, d, impl):
     assert bool(((codebook.grad.double() - truth).abs() <= budget).all())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_gradient_has_the_codebooks_dtype_and_sums_in_float32(dtype, impl):
-    x, codebook = torch.zeros(3000, 1, 2, dtype=dtype), torch.zeros(1, 2, 2, dtype=dtype, requires_grad=True)
+@pytest.mark.parametrize(("dtype", "n"), [(torch.bfloat16, 600), (torch.float16, 3000)])
+def test_gradient_has_the_codebooks_dtype_and_sums_in_float32(dtype, n, impl):
+    x, codebook = torch.zeros(n, 1, 1, dtype=dtype), torch.zeros(1, 2, 1, dtype=dtype, requires_grad=True)
     quantize(x, codebook, impl=impl).quantized.sum().backward()
     assert codebook.grad.dtype == dtype
     # a sum in the input's own precision would stop at 256 (bfloat16) or 2048 (float16)
-    assert codebook.grad[0, 0].tolist() == torch.tensor([3000.0, 3000.0]).to(dtype).tolist()
+    assert codebook.grad[0, 0].item() == n
 
 
 def test_x_gets_no_gradient_and_the_search_none(impl):

@@ -13,8 +13,16 @@ if not triton.interpreted():
     pytest.skip("needs TRITON_INTERPRET=1 in a process of its own: `make test` does that", allow_module_level=True)
 
 from revq_kernels.triton import blocks, config, search
+from revq_kernels.triton.addressing import grouped_rows
 
-PROBLEMS = [p for p in problems() if p.x.numel()]
+ELSEWHERE = {
+    "gauss-d256",  # fma: the loop of d = 64, longer; tensor_core: test_triton_long_vectors.py
+    *("lattice-d2", "lattice-d8"),  # ties are kept and settled alike at any d: 1, 4 and 31 stay
+    *("query--inf", "code--inf", "both-inf"),  # both--inf has them: norms do not see the sign
+    *("float16", "bfloat16-x", "bfloat16-codebook"),  # queries and codes are converted apart: each type stays for each
+}
+"""Problems that take no way through a first pass which those that stay do not take; test_contract.py has them all."""
+PROBLEMS = [p for p in problems() if p.x.numel() and p.name not in ELSEWHERE]
 TARGET = config.Target("sm_90", 1, "interpreter")
 
 
@@ -22,10 +30,11 @@ def small_blocks(form: str, d: int) -> blocks.FirstPassConfig | None:
     """Blocks that small problems fill, with several tiles and steps; an operation costs the interpreter the same at any size."""
     if form == "tensor_core":
         depth = max(2, 1 << (d - 1).bit_length()) if d < blocks.MIN_LONG_D else 64
-        return blocks.FirstPassConfig(form, 16, 32, (4, 1, 4, 2), 2, 4, depth=depth)
+        return blocks.FirstPassConfig(form, 32, 64, (4, 2, 4, 2), 2, 4, depth=depth)
     if form == "fma" and d > 16:
         return blocks.FirstPassConfig(form, 64, 128, (1, 1, 128, 1), 2, 4)
-    return blocks.FirstPassConfig(form, 16, 32, (1, 1, 32, 1), 2, 4) if form == "fma" else None
+    unroll = blocks.default_first_pass(form, d, "sm_90").unroll
+    return blocks.FirstPassConfig(form, 32, 64, (1, 1, 64, 1), 2, 4, unroll=unroll) if form == "fma" else None
 
 
 def run(problem: Problem, form: str, *, splits_for: int = 1, rows_per_round: int | None = None, **changes):
@@ -49,8 +58,9 @@ def problem(request) -> Problem:
     return request.param
 
 
-@pytest.mark.parametrize("form", config.FORMS)
+@pytest.mark.parametrize("form", ["tensor_core", "fma"])
 def test_index_is_the_contracts(problem, form):
+    """The direct form is what test_contract.py runs on these problems: they are too small for a first pass to pay."""
     indices, _ = run(problem, form)
     assert_same_codes(indices, problem.x, problem.codebook)
 
@@ -61,7 +71,7 @@ def gaussian(n: int, g: int, k: int, d: int, seed: int = 0) -> Problem:
 
 
 @pytest.mark.parametrize("form", ["tensor_core", "fma"])
-@pytest.mark.parametrize("d", [4, 8, 17, 33])
+@pytest.mark.parametrize("d", [4, 8, 33])
 def test_the_first_pass_settles_ordinary_queries(form, d):
     problem = gaussian(64, 2, 900, d)
     indices, settled = run(problem, form)
@@ -127,11 +137,20 @@ def test_splits_of_the_codes_change_nothing(form, d):
 @pytest.mark.parametrize("form", config.FORMS)
 def test_rounds_over_the_queries_change_nothing(form):
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(3, 50, 2, 4, generator=generator)[:, ::2]  # two leading dimensions that do not fold into one
+    x = torch.randn(3, 24, 2, 4, generator=generator)[:, ::2]  # two leading dimensions that do not fold into one
     problem = Problem("", x, torch.randn(2, 90, 4, generator=generator))
-    for rows_per_round in (7, 25, 50, 1000):
+    for rows_per_round in (7, 24):
         indices, _ = run(problem, form, rows_per_round=rows_per_round)
         assert_same_codes(indices, problem.x, problem.codebook)
+
+
+def test_rounds_are_all_rows_in_order():
+    x = torch.arange(3 * 24 * 2 * 4).view(3, 24, 2, 4)[:, ::2]
+    for rows in (1, 5, 7, 12, 13, 24, 30, 36, 1000):
+        pieces = list(grouped_rows(x).rounds(rows))
+        assert [first for first, _ in pieces] == [sum(p.count for _, p in pieces[:i]) for i in range(len(pieces))]
+        assert all(piece.count <= rows for _, piece in pieces)
+        assert torch.equal(torch.cat([piece.tensor.flatten(0, 1) for _, piece in pieces]), x.flatten(0, 1))
 
 
 def test_three_leading_dimensions_that_do_not_fold():
