@@ -39,8 +39,7 @@ def check_metric(metric: str, weight: Tensor | None, x: Tensor) -> None:
         expected, came = ("None", "one") if weight is not None else ("a tensor of x's shape", "None")
         raise ValueError(f"weight: expected {expected} for metric={metric!r}, got {came}")
     if weight is not None:
-        _check_tensor("weight", weight)
-        _check_dtype("weight", weight)
+        _check_numbers("weight", weight)
         if weight.shape != x.shape:
             raise ValueError(f"weight: expected x's shape {tuple(x.shape)}, got {tuple(weight.shape)}")
         _check_same_device("weight", weight, "x", x)
