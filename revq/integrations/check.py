@@ -1,6 +1,5 @@
 """Whether a replacement does what it replaces: both, and the original in float64, run on copies with one random batch."""
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -8,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from revq.integrations.doubles import Doubles, doubled, in_double
+from revq.integrations.doubles import Doubles, doubled, in_double, plain_copy
 from revq.integrations.family import Call, Vectors
 
 _FACTOR, _ROUNDINGS = 2.0, 64
@@ -30,12 +29,18 @@ def difference(module: nn.Module, fast: nn.Module, calls: Callable[[nn.Module, V
     (outputs, losses, gradients, buffers after the call) may be twice as far from the float64 run as the original's own,
     or 64 roundings.  Neither module is changed, nor the state of torch's random numbers.
     """
+    device = next((tensor.device.type for tensor in module.state_dict().values()), "cpu")
+    with torch.autocast(device, enabled=False):  # float64 has the answer to what is asked in float32
+        return _difference(module, fast, calls)
+
+
+def _difference(module: nn.Module, fast: nn.Module, calls: Callable[[nn.Module, Vectors], list[Call]]) -> str | None:
     for training in (False, True):
         for call in calls(module, Vectors()):
-            original = run(copy.deepcopy(module).train(training), call)
+            original = run(plain_copy(module).train(training), call)
             with Doubles():
                 truth = run(in_double(module).train(training), doubled_call(call))
-            found = run(copy.deepcopy(fast).train(training), call)
+            found = run(plain_copy(fast).train(training), call)
             for part in Run._fields:
                 reason = compare(getattr(found, part), getattr(original, part), getattr(truth, part))
                 if reason is not None:

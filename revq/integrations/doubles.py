@@ -12,9 +12,20 @@ from torch.utils._pytree import tree_map_only
 _NARROW = (torch.float32, torch.bfloat16, torch.float16)
 
 
+def plain_copy(module: nn.Module) -> nn.Module:
+    """A copy of ``module`` in which neither buffers nor computed attributes (the weight of ``weight_norm``) take gradients.
+
+    torch does not copy a computed tensor, and a buffer that takes a gradient cannot be changed in place.
+    """
+    attributes = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
+    graded = [tensor for tensor in module.buffers() if tensor.requires_grad]
+    graded += [tensor for tensor in attributes if not tensor.is_leaf]
+    return copy.deepcopy(module, {id(tensor): tensor.detach().clone() for tensor in graded})
+
+
 def in_double(module: nn.Module) -> nn.Module:
     """A copy of ``module`` with float64 parameters and buffers; call it inside `Doubles`."""
-    twin = copy.deepcopy(module).double()
+    twin = plain_copy(module).double()
     for part in twin.modules():  # tensors that are neither parameters nor buffers, such as a cached codebook
         for name, value in vars(part).items():
             if isinstance(value, Tensor) and value.dtype in _NARROW:

@@ -2,10 +2,14 @@
 
 from torch import nn
 
-from revq.integrations import embedding_quantizers
+from revq.integrations import audio_codebooks, direction_codebooks, embedding_quantizers
 from revq.integrations.family import Family
 
-FAMILIES: tuple[Family, ...] = (*embedding_quantizers.FAMILIES,)
+FAMILIES: tuple[Family, ...] = (
+    *embedding_quantizers.FAMILIES,
+    *audio_codebooks.FAMILIES,
+    *direction_codebooks.FAMILIES,
+)
 
 LEFT_ALONE = {
     "LFQ": "no search: the code is the signs of the input",

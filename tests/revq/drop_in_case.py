@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 import revq
 from revq.integrations.check import Run, compare, doubled_call, named_tensors, run
-from revq.integrations.doubles import Doubles, in_double
+from revq.integrations.doubles import Doubles, in_double, plain_copy
 from revq.integrations.family import Call
 
 Inputs = Callable[[int], tuple[Any, ...]]
@@ -35,7 +35,7 @@ def check_quantizer(build: Callable[[], nn.Module], inputs: Inputs, *, method: s
 
 def check_call(module: nn.Module, call: Call, *, training: bool, autocast: bool = False) -> int:
     """Outputs, losses, indices, gradients and buffers of one call, against the original's and its float64 run."""
-    original, fast, exact = (copy.deepcopy(module).train(training) for _ in range(3))
+    original, fast, exact = (plain_copy(module).train(training) for _ in range(3))
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         expected = run(original, call)
         with patched(fast):
@@ -52,16 +52,16 @@ def check_call(module: nn.Module, call: Call, *, training: bool, autocast: bool 
     return corrected
 
 
-def check_training(module: nn.Module, method: str, inputs: Inputs, steps: int) -> None:
+def check_training(module: nn.Module, method: str, inputs: Inputs, steps: int, lr: float = 0.1) -> None:
     """Parameters and buffers after some steps of SGD."""
     runs = []
-    for wrap, patch in ((copy.deepcopy, False), (copy.deepcopy, True), (in_double, False)):
+    calls = [Call(method, inputs(100 + step)) for step in range(steps)]  # outside `Doubles`: other numbers in float64
+    for wrap, patch in ((plain_copy, False), (plain_copy, True), (in_double, False)):
         twin = wrap(module).train()
         parameters = list(twin.parameters())
-        optimiser = torch.optim.SGD(parameters, lr=0.1) if parameters else None
+        optimiser = torch.optim.SGD(parameters, lr=lr) if parameters else None
         with patched(twin, verify=False) if patch else Doubles() if wrap is in_double else torch.enable_grad():
-            for step in range(steps):
-                call = Call(method, inputs(100 + step))
+            for call in calls:
                 run(twin, doubled_call(call) if wrap is in_double else call)  # leaves the gradients on the parameters
                 if optimiser is not None:
                     optimiser.step()
@@ -100,7 +100,7 @@ def check_state(build: Callable[[], nn.Module], call: Call) -> None:
 def check_memory(module: nn.Module, call: Call, pairs: int) -> None:
     """No tensor of ``pairs`` = N x K numbers, or more, is made by the patched module, forward or backward."""
     for training in (False, True):
-        original, fast = (copy.deepcopy(module).train(training) for _ in range(2))
+        original, fast = (plain_copy(module).train(training) for _ in range(2))
         assert largest_tensor(original, call) >= pairs, "the original makes no matrix: this test proves nothing"
         with patched(fast):
             assert largest_tensor(fast, call) < pairs
