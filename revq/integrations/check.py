@@ -15,18 +15,18 @@ _FACTOR, _ROUNDINGS = 2.0, 64
 
 
 class Run(NamedTuple):
-    """What a call gave: its result, the gradients of its arguments and parameters, the buffers after it."""
+    """What a call gave: its result, the gradients of its arguments and parameters, parameters and buffers after it."""
 
     result: dict[str, Tensor]
     gradients: dict[str, Tensor]
-    buffers: dict[str, Tensor]
+    state: dict[str, Tensor]
 
 
 def difference(module: nn.Module, fast: nn.Module, calls: Callable[[nn.Module, Vectors], list[Call]]) -> str | None:
     """Where ``fast`` departs from ``module`` in evaluation or training mode: None, or what and by how much.
 
     Integers (indices) must be those of the original, or of the original run in float64 where that corrects it.  Floats
-    (outputs, losses, gradients, buffers after the call) may be twice as far from the float64 run as the original's own,
+    (outputs, losses, gradients, state after the call) may be twice as far from the float64 run as the original's own,
     or 64 roundings.  Neither module is changed, nor the state of torch's random numbers.
     """
     device = next((tensor.device.type for tensor in module.state_dict().values()), "cpu")
@@ -59,7 +59,8 @@ def run(module: nn.Module, call: Call) -> Run:
             total.backward()
     leaves = [*named_tensors((args, kwargs), "arguments"), *module.named_parameters()]
     gradients = {name: leaf.grad for name, leaf in leaves if leaf.grad is not None}
-    return Run({name: value.detach() for name, value in result.items()}, gradients, dict(module.named_buffers()))
+    state = {name: value.detach() for name, value in [*module.named_parameters(), *module.named_buffers()]}
+    return Run({name: value.detach() for name, value in result.items()}, gradients, state)
 
 
 def compare(found: dict[str, Tensor], original: dict[str, Tensor], truth: dict[str, Tensor]) -> str | None:

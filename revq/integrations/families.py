@@ -2,11 +2,19 @@
 
 from torch import nn
 
-from revq.integrations import audio_codebooks, direction_codebooks, embedding_quantizers
+from revq.integrations import (
+    audio_codebooks,
+    direction_codebooks,
+    embedding_quantizers,
+    taming_quantizers,
+    titok_quantizers,
+)
 from revq.integrations.family import Family
 
 FAMILIES: tuple[Family, ...] = (
     *embedding_quantizers.FAMILIES,
+    *taming_quantizers.FAMILIES,
+    *titok_quantizers.FAMILIES,
     *audio_codebooks.FAMILIES,
     *direction_codebooks.FAMILIES,
 )
@@ -15,13 +23,17 @@ LEFT_ALONE = {
     "LFQ": "no search: the code is the signs of the input",
     "FSQ": "no search: the code is the rounded input",
     "IndexPropagationQuantize": "its gradient needs the softmax over all codes",
+    "GumbelQuantize": "no search: it samples from the softmax over all codes",
+    "VectorQuantizerSinkhorn": "it assigns by Sinkhorn iterations over the whole matrix, in evaluation mode, too",
 }
 """Class name -> why it stays as it is."""
 
 
 def families_of(module: nn.Module) -> list[Family]:
-    """The families that know a module's class by its name: one for a package's class, several for a common name."""
-    return [family for family in FAMILIES if family.knows(type(module))]
+    """The families that know a module's class: by its path, else by its name, which several may share."""
+    path = f"{type(module).__module__}.{type(module).__qualname__}"
+    by_path = [family for family in FAMILIES if path in family.classes]
+    return by_path or [family for family in FAMILIES if family.knows(type(module))]
 
 
 def family_named(name: str) -> Family:

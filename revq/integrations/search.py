@@ -1,6 +1,7 @@
 """The search as other people's quantizers need it: rows against one codebook, in any floating dtype."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from revq_kernels import nearest_code
@@ -18,6 +19,19 @@ def nearest(x: Tensor, codebook: Tensor) -> Tensor:
     if torch.float64 in (x.dtype, codebook.dtype):
         return _nearest_double(x.detach().double(), codebook.detach().double())
     return nearest_code(x.unsqueeze(-2), codebook.unsqueeze(0)).squeeze(-1)
+
+
+def nearest_normalised(x: Tensor, codebook: Tensor) -> Tensor:
+    """`nearest` among directions: each row of both is scaled to length 1 first, as ``torch.nn.functional.normalize`` does.
+
+    In float32 at least, since directions that are rounded to bfloat16 or float16 have other neighbours.
+    """
+    return nearest(_direction(x), _direction(codebook))
+
+
+def _direction(rows: Tensor) -> Tensor:
+    rows = rows.detach()
+    return F.normalize(rows if rows.dtype == torch.float64 else rows.float(), dim=-1)
 
 
 def _nearest_double(x: Tensor, codebook: Tensor) -> Tensor:

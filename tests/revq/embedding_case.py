@@ -1,0 +1,46 @@
+"""Builders and checks that the tests of quantizers around ``embedding.weight`` share."""
+
+import copy
+
+import torch
+from drop_in_case import Call, graph_breaks, patched
+from torch import nn
+
+import revq
+
+CODES, DIM, PIXELS = 512, 8, 64
+
+
+def trained(module: nn.Module) -> nn.Module:
+    """The module with normal codes: the tiny ones of a fresh table are nearly equal to every vector."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        module.embedding.weight.copy_(torch.randn(module.embedding.weight.shape, generator=generator))
+    return module
+
+
+def images(seed: int, dim: int = DIM) -> tuple[torch.Tensor]:
+    """``[2, dim, 4, 8]``: 64 vectors."""
+    return (torch.randn(2, dim, 4, 8, generator=torch.Generator().manual_seed(seed)),)
+
+
+def check_compile(module: nn.Module, call: Call) -> None:
+    """A patched module has no graph break that the original has not, and compiles as a whole where that one does."""
+    before = graph_breaks(module, call)
+    with patched(module):
+        assert graph_breaks(module, call) <= before
+        if before == 0:
+            torch.compile(getattr(module, call.method), fullgraph=True, backend="eager")(*call.args, **call.kwargs)
+
+
+def note_of(module: nn.Module) -> str:
+    """What the report says of a quantizer that `patch` leaves."""
+    (entry,) = revq.patch(copy.deepcopy(module), verbose=False).entries
+    assert not entry.patched, entry
+    return entry.note
+
+
+def as_if(original: type, **changes: object) -> type:
+    """A class that a newer version of ``original`` could be: same module and name, other contents."""
+    names = {"__module__": original.__module__, "__qualname__": original.__qualname__}
+    return type(original.__name__, (original,), {**names, **changes})
