@@ -306,7 +306,7 @@ CHANGED = {
         {"quantize": lambda self, hidden_states: (hidden_states @ self.embed.T).argmax(1)},
         "differ",
     ),
-    "other average": (lambda: build_averaged(kmeans_init=False), {"forward": scaled_average}, "buffers: embed"),
+    "other average": (lambda: build_averaged(kmeans_init=False), {"forward": scaled_average}, "state: embed"),
     "no k-means": (lambda: build_averaged(), {"init_embed_": lambda self, data: None}, "no function 'kmeans'"),
     "no normalisation": (
         build_dac,
@@ -316,7 +316,7 @@ CHANGED = {
                 torch.cdist(hidden_states.mT, self.codebook.weight[None]).argmin(-1),
             )
         },
-        "off by",
+        "differ",
     ),
     "not a stage of DAC": (restated, {"decode_latents": None}, "no method 'decode_latents'"),
 }

@@ -122,7 +122,7 @@ def test_all_that_a_patched_quantizer_owes():
         (WrongIndex, "result: result[2]: 40 of 40 differ"),
         (WrongLoss, "result: result[1] is off by"),
         (WrongGradient, "gradients: arguments[0][0] is off by"),
-        (WrongBuffer, "buffers: usage is off by"),
+        (WrongBuffer, "state: usage is off by"),
         (WrongShape, "result[2] is torch.int64 (40, 1), the original's torch.int64 (40,)"),
         (Fails, "the check failed: RuntimeError: out of order"),
     ],
