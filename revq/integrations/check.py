@@ -1,6 +1,5 @@
 """Whether a replacement does what it replaces: both, and the original in float64, run on copies with one random batch."""
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -8,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from revq.integrations.doubles import Doubles, doubled, in_double
+from revq.integrations.doubles import Doubles, doubled, in_double, plain_copy
 from revq.integrations.family import Call, Vectors
 
 _FACTOR, _ROUNDINGS = 2.0, 64
@@ -32,10 +31,10 @@ def difference(module: nn.Module, fast: nn.Module, calls: Callable[[nn.Module, V
     """
     for training in (False, True):
         for call in calls(module, Vectors()):
-            original = run(copy.deepcopy(module).train(training), call)
+            original = run(plain_copy(module).train(training), call)
             with Doubles():
                 truth = run(in_double(module).train(training), doubled_call(call))
-            found = run(copy.deepcopy(fast).train(training), call)
+            found = run(plain_copy(fast).train(training), call)
             for part in Run._fields:
                 reason = compare(getattr(found, part), getattr(original, part), getattr(truth, part))
                 if reason is not None:

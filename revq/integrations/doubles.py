@@ -12,9 +12,15 @@ from torch.utils._pytree import tree_map_only
 _NARROW = (torch.float32, torch.bfloat16, torch.float16)
 
 
+def plain_copy(module: nn.Module) -> nn.Module:
+    """A copy of ``module`` whose buffers take no gradient: one that does cannot be copied, or not changed in place."""
+    plain = {id(buffer): buffer.detach().clone() for buffer in module.buffers() if buffer.requires_grad}
+    return copy.deepcopy(module, plain)
+
+
 def in_double(module: nn.Module) -> nn.Module:
     """A copy of ``module`` with float64 parameters and buffers; call it inside `Doubles`."""
-    twin = copy.deepcopy(module).double()
+    twin = plain_copy(module).double()
     for part in twin.modules():  # tensors that are neither parameters nor buffers, such as a cached codebook
         for name, value in vars(part).items():
             if isinstance(value, Tensor) and value.dtype in _NARROW:

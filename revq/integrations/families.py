@@ -2,10 +2,15 @@
 
 from torch import nn
 
-from revq.integrations import embedding_quantizers
+from revq.integrations import embedding_quantizers, llamagen, unitok, var
 from revq.integrations.family import Family
 
-FAMILIES: tuple[Family, ...] = (*embedding_quantizers.FAMILIES,)
+FAMILIES: tuple[Family, ...] = (
+    *embedding_quantizers.FAMILIES,
+    *llamagen.FAMILIES,
+    *unitok.FAMILIES,
+    *var.FAMILIES,
+)
 
 LEFT_ALONE = {
     "LFQ": "no search: the code is the signs of the input",

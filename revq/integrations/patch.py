@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from revq.integrations.check import difference
+from revq.integrations.doubles import plain_copy
 from revq.integrations.families import LEFT_ALONE, families_of
 from revq.integrations.family import Family, changed, fast_class
 
@@ -151,7 +152,7 @@ def _patch_one(name: str, module: nn.Module, verify: bool) -> Entry | None:
 def _check(module: nn.Module, family: Family) -> str | None:
     """Why the replacement is not to be trusted; None if it is."""
     try:
-        fast = copy.deepcopy(module)
+        fast = plain_copy(module)
         fast.__class__ = fast_class(type(module), family)
         return difference(module, fast, family.calls)
     except Exception as error:  # whatever goes wrong in a check, the original stays

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from revq_kernels import nearest_code
+from revq_kernels import count_codes_, nearest_code
 
 _DOUBLE_PAIRS = 1 << 22
 """Distances held at a time in float64, which has no kernel."""
@@ -26,3 +26,19 @@ def _nearest_double(x: Tensor, codebook: Tensor) -> Tensor:
     mode = "donot_use_mm_for_euclid_dist"
     parts = [torch.cdist(part, codebook, compute_mode=mode).argmin(dim=1) for part in rows.split(step)]
     return torch.cat(parts).reshape(x.shape[:-1])
+
+
+def nearest_direction(x: Tensor, codebook: Tensor) -> Tensor:
+    """The index of the unit vector in ``codebook`` with the largest inner product; 0 for a row of zeros, as argmax gives."""
+    return nearest(x, codebook).masked_fill((x == 0).all(-1), 0)
+
+
+def has_zero_code(codebook: Tensor) -> bool:
+    """Whether normalising ``codebook`` leaves a row of zeros, whose distance says nothing of its inner product."""
+    return not codebook.is_meta and bool((codebook.detach() == 0).all(-1).any())
+
+
+def count_choices(indices: Tensor, num_codes: int) -> Tensor:
+    """How often each code stands in ``indices``, int64 ``[num_codes]``: bincount without its break of the graph."""
+    count = torch.zeros(1, num_codes, dtype=torch.int64, device=indices.device)
+    return count_codes_(count, indices.unsqueeze(-1)).squeeze(0)

@@ -1,0 +1,1 @@
+"""Quantizers of repositories that are no packages: what each computes, in our own code, as the thing to compare with."""
