@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from revq.integrations.family import Call, Family, Vectors
-from revq.integrations.search import nearest
-from revq_kernels import count_codes_, ops
+from revq.integrations.search import count_choices, nearest
+from revq_kernels import ops
 
 
 class _Frozen:
@@ -48,7 +48,7 @@ class _Averaged:
         if self.training:
             # before the averages, which then overwrite the codes that it replaces: as the original
             self.expire_codes_(x)
-            count, total = _count(indices, self.codebook_size), _sum(x, indices, self.codebook_size)
+            count, total = count_choices(indices, self.codebook_size), _sum(x, indices, self.codebook_size)
             self.cluster_size.data.mul_(self.decay).add_(count.to(self.cluster_size.dtype), alpha=1 - self.decay)
             self.embed_avg.data.mul_(self.decay).add_(total.to(self.embed_avg.dtype), alpha=1 - self.decay)
             size = self.cluster_size.sum()
@@ -67,7 +67,7 @@ def kmeans(samples: Tensor, num_clusters: int, num_iters: int = 10) -> tuple[Ten
     means = samples[chosen]
     for _ in range(num_iters):
         indices = nearest(samples, means)
-        count = _count(indices, num_clusters)
+        count = count_choices(indices, num_clusters)
         moved = (_sum(samples, indices, num_clusters) / count.clamp(min=1)[:, None]).to(samples.dtype)
         means = torch.where((count == 0)[:, None], means, moved)
     return means, count
@@ -77,11 +77,6 @@ def _with_search(init_embed_: FunctionType) -> FunctionType:
     """The original's ``init_embed_`` (forks share the codes among processes, each in its way) with our k-means."""
     names = {**init_embed_.__globals__, "kmeans": kmeans}
     return FunctionType(init_embed_.__code__, names, init_embed_.__name__, init_embed_.__defaults__)
-
-
-def _count(indices: Tensor, num_codes: int) -> Tensor:
-    """How often each code was chosen: int64 ``[K]``."""
-    return count_codes_(torch.zeros(1, num_codes, dtype=torch.int64, device=indices.device), indices[:, None])[0]
 
 
 def _sum(rows: Tensor, indices: Tensor, num_codes: int) -> Tensor:

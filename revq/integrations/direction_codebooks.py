@@ -3,12 +3,10 @@
 The residual quantizers around them stay as they are.
 """
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revq.integrations.family import Call, Family, Vectors
-from revq.integrations.search import nearest
+from revq.integrations.search import has_zero_code, nearest_normalised
 
 
 class _TransformersDac:
@@ -19,7 +17,7 @@ class _TransformersDac:
         if hook is not None:
             hook.pre_forward(self.codebook)
         # the original adds |c|^2 where a distance subtracts it: one and the same order among codes of length 1
-        indices = _nearest_direction(hidden_states, self.codebook.weight)
+        indices = nearest_normalised(hidden_states.transpose(1, 2), self.codebook.weight)
         if hook is not None:
             hook.post_forward(self.codebook, ())
         return self.codebook(indices).transpose(1, 2), indices
@@ -29,16 +27,8 @@ class _Dac:
     """descript-audio-codec's and SNAC's VectorQuantize."""
 
     def decode_latents(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        indices = _nearest_direction(latents, self.codebook.weight)
+        indices = nearest_normalised(latents.transpose(1, 2), self.codebook.weight)
         return self.decode_code(indices), indices
-
-
-def _nearest_direction(latents: Tensor, codebook: Tensor) -> Tensor:
-    """The code of the smallest angle for ``[B, d, T]``: int64 ``[B, T]``.  bfloat16 is normalised in float32."""
-    rows, codes = latents.detach().transpose(1, 2), codebook.detach()
-    if torch.float64 not in (rows.dtype, codes.dtype):
-        rows, codes = rows.float(), codes.float()
-    return nearest(F.normalize(rows, dim=-1), F.normalize(codes))
 
 
 def _unfit_dac(module: nn.Module) -> str | None:
@@ -51,8 +41,7 @@ def _unfit_dac(module: nn.Module) -> str | None:
 
 
 def _unfit_transformers_dac(module: nn.Module) -> str | None:
-    table = module.codebook.weight.detach()
-    if not table.is_meta and bool((table == 0).all(1).any()):
+    if has_zero_code(module.codebook.weight):
         return "a code is zero, and its sign of |c|^2 then matters"
     return _unfit_dac(module)
 

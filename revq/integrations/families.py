@@ -6,8 +6,11 @@ from revq.integrations import (
     audio_codebooks,
     direction_codebooks,
     embedding_quantizers,
+    llamagen,
     taming_quantizers,
     titok_quantizers,
+    unitok,
+    var,
 )
 from revq.integrations.family import Family
 
@@ -15,6 +18,9 @@ FAMILIES: tuple[Family, ...] = (
     *embedding_quantizers.FAMILIES,
     *taming_quantizers.FAMILIES,
     *titok_quantizers.FAMILIES,
+    *llamagen.FAMILIES,
+    *unitok.FAMILIES,
+    *var.FAMILIES,
     *audio_codebooks.FAMILIES,
     *direction_codebooks.FAMILIES,
 )

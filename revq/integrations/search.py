@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from revq_kernels import nearest_code
+from revq_kernels import count_codes_, nearest_code
 
 _DOUBLE_PAIRS = 1 << 22
 """Distances held at a time in float64, which has no kernel."""
@@ -27,6 +27,22 @@ def nearest_normalised(x: Tensor, codebook: Tensor) -> Tensor:
     In float32 at least, since directions that are rounded to bfloat16 or float16 have other neighbours.
     """
     return nearest(_direction(x), _direction(codebook))
+
+
+def most_aligned(x: Tensor, codebook: Tensor) -> Tensor:
+    """The index of the unit vector in ``codebook`` with the largest inner product; 0 for a row of zeros, as argmax gives."""
+    return nearest(x, codebook).masked_fill((x == 0).all(-1), 0)
+
+
+def has_zero_code(codebook: Tensor) -> bool:
+    """Whether normalising ``codebook`` leaves a row of zeros, whose distance says nothing of its inner product."""
+    return not codebook.is_meta and bool((codebook.detach() == 0).all(-1).any())
+
+
+def count_choices(indices: Tensor, num_codes: int) -> Tensor:
+    """How often each code stands in ``indices``, int64 ``[num_codes]``: bincount without its break of the graph."""
+    count = torch.zeros(1, num_codes, dtype=torch.int64, device=indices.device)
+    return count_codes_(count, indices.unsqueeze(-1)).squeeze(0)
 
 
 def _direction(rows: Tensor) -> Tensor:
