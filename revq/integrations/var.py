@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from revq.integrations.family import Call, Family, Vectors
 from revq.integrations.process_group import sums_over_processes
-from revq.integrations.search import count_choices, has_zero_code, nearest, most_aligned
+from revq.integrations.search import count_choices, has_zero_code, most_aligned, nearest
 
 
 class _Indices:

@@ -88,7 +88,7 @@ def test_a_changed_version_is_left():
         self.legacy = not self.legacy
         return results
 
-    assert "gradients: result[0][0] is off" in note_of(
+    assert "gradients: arguments[0][0] is off" in note_of(
         trained(as_if(VectorQuantizer, forward=other_side)(CODES, DIM, 0.3))
     )
     wider = build()
