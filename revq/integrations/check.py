@@ -54,7 +54,8 @@ def run(module: nn.Module, call: Call) -> Run:
             total.backward()
     leaves = [*named_tensors((args, kwargs)), *module.named_parameters()]
     gradients = {name: leaf.grad for name, leaf in leaves if leaf.grad is not None}
-    return Run({name: value.detach() for name, value in result.items()}, gradients, dict(module.named_buffers()))
+    buffers = {name: buffer.detach() for name, buffer in module.named_buffers()}
+    return Run({name: value.detach() for name, value in result.items()}, gradients, buffers)
 
 
 def compare(found: dict[str, Tensor], original: dict[str, Tensor], truth: dict[str, Tensor]) -> str | None:

@@ -2,14 +2,19 @@
 
 from torch import nn
 
-from revq.integrations import embedding_quantizers
+from revq.integrations import embedding_quantizers, lucidrains, lucidrains_simvq
 from revq.integrations.family import Family
 
-FAMILIES: tuple[Family, ...] = (*embedding_quantizers.FAMILIES,)
+FAMILIES: tuple[Family, ...] = (
+    *embedding_quantizers.FAMILIES,
+    *lucidrains.FAMILIES,
+    *lucidrains_simvq.FAMILIES,
+)
 
 LEFT_ALONE = {
     "LFQ": "no search: the code is the signs of the input",
     "FSQ": "no search: the code is the rounded input",
+    "LatentQuantize": "no search: each number is rounded to one of its few levels",
     "IndexPropagationQuantize": "its gradient needs the softmax over all codes",
 }
 """Class name -> why it stays as it is."""

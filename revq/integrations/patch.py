@@ -4,6 +4,7 @@ import copy
 import re
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
 from revq.integrations.check import difference
@@ -153,7 +154,9 @@ def _check(module: nn.Module, family: Family) -> str | None:
     try:
         fast = copy.deepcopy(module)
         fast.__class__ = fast_class(type(module), family)
-        return difference(module, fast, family.calls)
+        kind = next((tensor.device.type for tensor in module.state_dict().values()), "cpu")
+        with torch.autocast(kind, enabled=False):  # the result shall not depend on where patch is called
+            return difference(module, fast, family.calls)
     except Exception as error:  # whatever goes wrong in a check, the original stays
         return f"the check failed: {type(error).__name__}: {error}"
 
