@@ -1,6 +1,6 @@
 """Every quantizer of the drop-in table."""
 
-from benchmarks.drop_in import audio_codebooks, generation, images
+from benchmarks.drop_in import audio_codebooks, generation, images, lucidrains
 from benchmarks.drop_in.case import DropInCase
 
-CASES: tuple[DropInCase, ...] = (*images.CASES, *generation.CASES, *audio_codebooks.CASES)
+CASES: tuple[DropInCase, ...] = (*images.CASES, *generation.CASES, *lucidrains.CASES, *audio_codebooks.CASES)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +24,10 @@ class Operands:
         grad: whether gradients were recorded when torch.cdist was called.
         versions: version counters of x and c at that time; None for inference tensors, which have none.
         sign: 1, or -1 for the negated matrix.
+        fused: whether the search answers questions about the matrix; for operands of another matrix it does not.
     """
+
+    fused: ClassVar[bool] = True
 
     x: Tensor
     c: Tensor

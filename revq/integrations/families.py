@@ -7,6 +7,8 @@ from revq.integrations import (
     direction_codebooks,
     embedding_quantizers,
     llamagen,
+    lucidrains,
+    lucidrains_simvq,
     taming_quantizers,
     titok_quantizers,
     unitok,
@@ -21,6 +23,8 @@ FAMILIES: tuple[Family, ...] = (
     *llamagen.FAMILIES,
     *unitok.FAMILIES,
     *var.FAMILIES,
+    *lucidrains.FAMILIES,
+    *lucidrains_simvq.FAMILIES,
     *audio_codebooks.FAMILIES,
     *direction_codebooks.FAMILIES,
 )
@@ -28,6 +32,7 @@ FAMILIES: tuple[Family, ...] = (
 LEFT_ALONE = {
     "LFQ": "no search: the code is the signs of the input",
     "FSQ": "no search: the code is the rounded input",
+    "LatentQuantize": "no search: each number is rounded to one of its few levels",
     "IndexPropagationQuantize": "its gradient needs the softmax over all codes",
     "GumbelQuantize": "no search: it samples from the softmax over all codes",
     "VectorQuantizerSinkhorn": "it assigns by Sinkhorn iterations over the whole matrix, in evaluation mode, too",

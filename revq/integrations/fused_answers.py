@@ -22,6 +22,8 @@ _SELECT = {torch.select, Tensor.select}
 
 def fused_answer(func: Callable, lazy: LazyDistances, *args: Any, **kwargs: Any) -> Any:
     """What ``func(lazy, ...)`` returns, or None where that takes the matrix (to answer, or to raise the usual error)."""
+    if not lazy.operands.fused:
+        return None
     for known, answer, arguments in _ANSWERS:
         if func in known:
             try:
