@@ -146,6 +146,8 @@ def _patch_one(name: str, module: nn.Module, verify: bool) -> Entry | None:
             note = ", ".join(family.replaced) + ("; checked" if verify else "; not checked")
             return Entry(name, kind.__name__, family.name, True, note)
         reasons.append(reason if len(families) == 1 else f"no {family.name}: {reason}")
+    if any(families_of(part) for part in module.modules() if part is not module):
+        return None  # it shares a name with a quantizer and holds others, which speak for themselves
     return Entry(name, kind.__name__, families[0].name if len(families) == 1 else "", False, "; ".join(reasons))
 
 

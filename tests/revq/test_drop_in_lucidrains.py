@@ -297,8 +297,8 @@ OtherLoss.__module__, OtherLoss.__qualname__ = SimVQ.__module__, SimVQ.__qualnam
     ("build", "reason"),
     [
         (of_another_version(OtherParameter), "temperature"),
-        (of_another_version(OtherDistance), "off by"),
-        (of_another_version(OtherMean), "buffers"),
+        (of_another_version(OtherDistance), "differ"),
+        (of_another_version(OtherMean), "cluster_size is off by"),
         (other_choice, "gumbel_sample"),
         (maker(OtherLoss, dim=8, codebook_size=32), "off by"),
     ],
