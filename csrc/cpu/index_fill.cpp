@@ -11,6 +11,9 @@ namespace {
 
 // Blocks that a thread takes at a time.
 constexpr int64_t kBlocksPerItem = 4;
+// Leaves that take more room than this are written past the caches: a store into a cache reads the line before, and
+// what is that large would push the codebook out that is being read.
+constexpr int64_t kCachedFloats = int64_t{3} << 19;
 
 float smallest(const float* values, int64_t count) { return *std::min_element(values, values + count); }
 float largest(const float* values, int64_t count) { return *std::max_element(values, values + count); }
@@ -46,11 +49,12 @@ bool fill_index(const float* codebook, const Index& index) {
   const IndexKernels kernels = index_kernels(cpu_isa());
   std::atomic<bool> ids_are_codes{true};
   std::fill_n(index.finite, index.groups, 1);
+  const bool stream = index.groups * layout.leaves * layout.panel_floats() > kCachedFloats;
   share_blocks(index, [&](const IndexGroup& group, int64_t g, int64_t first, int64_t last) {
     std::vector<float> corners(corner_floats(layout.d));
     const float* codes = codebook + g * layout.codes * layout.d;
     for (int64_t block = first; block < last; ++block) {
-      const uint32_t found = kernels.fill(codes, layout, group, block, corners.data());
+      const uint32_t found = kernels.fill(codes, layout, group, block, corners.data(), stream);
       if (found == 0) continue;
       if (found == kWrongIds) ids_are_codes.store(false, std::memory_order_relaxed);
       std::atomic_ref<int32_t>(index.finite[g]).store(0, std::memory_order_relaxed);

@@ -104,8 +104,21 @@ struct Turned {
   uint32_t changed = 0;  // stays 0 while the columns hold what was there
 };
 
+// What is done with columns: written, written past the caches, or compared with what is there.
+enum class To { kCache, kMemory, kCompare };
+
+template <To kTo>
+REVQ_INLINE void write(float* column, const Wide& values) {
+#if REVQ_WALK_ISA == 2
+  if constexpr (kTo == To::kMemory) return _mm512_stream_ps(column, values);
+#elif REVQ_WALK_ISA == 1
+  if constexpr (kTo == To::kMemory) return _mm256_stream_ps(column, values);
+#endif
+  __builtin_memcpy(column, &values, sizeof values);
+}
+
 // 16 rows of d numbers into columns of 16, or a comparison with what is there; kCorners: the ends of each column.
-template <bool kWrite, bool kCorners>
+template <To kTo, bool kCorners>
 REVQ_INLINE void turn_rows(const float* const* row, int64_t d, float* columns, float* low, float* high,
                            Turned& turned) {
   WideBits changed{};
@@ -124,8 +137,8 @@ REVQ_INLINE void turn_rows(const float* const* row, int64_t d, float* columns, f
       turn(w);
       for (int i = 0; i < 4; ++i) {
         float* column = columns + (j + i) * 16 + 4 * part;
-        if constexpr (kWrite) {
-          __builtin_memcpy(column, &w[i], sizeof w[i]);
+        if constexpr (kTo != To::kCompare) {
+          write<kTo>(column, w[i]);
         } else {
           WideBits old;
           __builtin_memcpy(&old, column, sizeof old);
@@ -137,13 +150,13 @@ REVQ_INLINE void turn_rows(const float* const* row, int64_t d, float* columns, f
     fold(least, [](Quad a, Quad b) { return a < b ? a : b; }, low + j);
     fold(most, [](Quad a, Quad b) { return a > b ? a : b; }, high + j);
   }
-  for (int i = 0; i < 4 * kWideRows && !kWrite; ++i) turned.changed |= changed[i];
+  for (int i = 0; i < 4 * kWideRows && kTo == To::kCompare; ++i) turned.changed |= changed[i];
   for (; j < d; ++j) {
     for (int64_t lane = 0; lane < 16; ++lane) {
       const float value = row[lane][j];
       uint32_t bits, old;
       __builtin_memcpy(&bits, &value, sizeof bits);
-      if constexpr (kWrite) {
+      if constexpr (kTo != To::kCompare) {
         columns[j * 16 + lane] = value;
       } else {
         __builtin_memcpy(&old, columns + j * 16 + lane, sizeof old);
@@ -182,7 +195,7 @@ REVQ_INLINE bool find_rows(const float* codes, const IndexLayout& layout, const 
 }
 
 // The corners of a block's leaves stand in rows of `pitch` numbers, which the same turn makes a block of boxes.
-template <int D>
+template <int D, To kTo>
 REVQ_INLINE uint32_t fill(const float* codes, const IndexLayout& layout, const IndexGroup& group, int64_t block,
                           float* corners) {
   const int64_t d = D > 0 ? D : layout.d, pitch = (d + 3) / 4 * 4, first = block * 16;
@@ -197,12 +210,15 @@ REVQ_INLINE uint32_t fill(const float* codes, const IndexLayout& layout, const I
   for (int64_t leaf = 0; leaf < leaves; ++leaf) {
     if (!find_rows<D>(codes, layout, group, first + leaf, row)) return kWrongIds;
     float* panel = group.panels + (first + leaf) * d * 16;
-    turn_rows<true, true>(row, d, panel, low + leaf * pitch, high + leaf * pitch, turned);
+    turn_rows<kTo, true>(row, d, panel, low + leaf * pitch, high + leaf * pitch, turned);
   }
+#if REVQ_WALK_ISA > 0
+  if constexpr (kTo == To::kMemory) _mm_sfence();  // such stores keep no order with those that hand the work over
+#endif
   for (int64_t i = leaves * pitch; i < 16 * pitch; ++i) low[i] = high[i] = 0.0f;
   float* box = group.boxes + (layout.first_block[0] + block) * 2 * d * 16;
-  turn_rows<true, false>(lows, d, box, nullptr, nullptr, turned);
-  turn_rows<true, false>(highs, d, box + d * 16, nullptr, nullptr, turned);
+  turn_rows<To::kCache, false>(lows, d, box, nullptr, nullptr, turned);
+  turn_rows<To::kCache, false>(highs, d, box + d * 16, nullptr, nullptr, turned);
   if (layout.levels > 1) {  // the box around them all
     float* above = group.boxes + (layout.first_block[1] + block / 16) * 2 * d * 16 + block % 16;
     for (int64_t j = 0; j < pitch; j += 4) {
@@ -230,7 +246,7 @@ REVQ_INLINE uint32_t compare(const float* codes, const IndexLayout& layout, cons
   Turned turned;
   for (int64_t leaf = block * 16; leaf < end; ++leaf) {
     if (!find_rows<D>(codes, layout, group, leaf, row)) return kWrongIds;
-    turn_rows<false, false>(row, d, group.panels + leaf * d * 16, nullptr, nullptr, turned);
+    turn_rows<To::kCompare, false>(row, d, group.panels + leaf * d * 16, nullptr, nullptr, turned);
   }
   return turned.changed != 0 ? kChanged : 0;
 }
@@ -238,11 +254,14 @@ REVQ_INLINE uint32_t compare(const float* codes, const IndexLayout& layout, cons
 }  // namespace
 
 uint32_t index_fill(const float* codes, const IndexLayout& layout, const IndexGroup& group, int64_t block,
-                    float* corners) {
+                    float* corners, bool stream) {
+  const bool aligned = reinterpret_cast<uintptr_t>(group.panels) % sizeof(Wide) == 0;
+  if (layout.d == 8 && stream && aligned) return fill<8, To::kMemory>(codes, layout, group, block, corners);
+  if (stream && aligned) return fill<0, To::kMemory>(codes, layout, group, block, corners);
   switch (layout.d) {
-    case 4: return fill<4>(codes, layout, group, block, corners);
-    case 8: return fill<8>(codes, layout, group, block, corners);
-    default: return fill<0>(codes, layout, group, block, corners);
+    case 4: return fill<4, To::kCache>(codes, layout, group, block, corners);
+    case 8: return fill<8, To::kCache>(codes, layout, group, block, corners);
+    default: return fill<0, To::kCache>(codes, layout, group, block, corners);
   }
 }
 

@@ -11,14 +11,16 @@ namespace revq {
 // Queries that walk together: enough to hide a step's latency behind the steps of the others.
 constexpr int64_t kWalkers = 32;
 // Children that wait at one level before they are visited: bounds the workspace whatever the data.
-constexpr int64_t kWaiting = 512;
+constexpr int64_t kWaiting = 1024;
 
-// Children that some of the walkers have yet to visit, as (walker, child, bound).
+// Children that some of the walkers have yet to visit.
 struct Waiting {
   int64_t size = 0;
-  int32_t walker[kWaiting + 16], child[kWaiting + 16];  // 16 more: they are written a register at a time
+  uint32_t entry[kWaiting + 16];  // walker << kChildBits | child; 16 more: they are written a register at a time
   float bound[kWaiting + 16];
 };
+constexpr int kChildBits = 27;  // 2^27 leaves hold 2^31 codes, and kWalkers takes the other 5
+static_assert(kWalkers <= 1 << (32 - kChildBits) && kLeafCodes << kChildBits >= int64_t{1} << 31);
 
 struct WalkSpace {
   Waiting blocks[kMaxLevels], leaves, near;
@@ -44,9 +46,9 @@ using IndexBound = void (*)(const IndexLayout& layout, const IndexGroup& group, 
 constexpr uint32_t kWrongIds = 1, kNotFinite = 2, kChanged = 4;
 
 // The codes into the leaves below one block of level 0; its boxes, and the box around them; corners is room for
-// corner_floats(d) floats.  Returns kWrongIds, kNotFinite or 0.
+// corner_floats(d) floats.  Returns kWrongIds, kNotFinite or 0.  stream: the leaves go past the caches.
 using IndexFill = uint32_t (*)(const float* codes, const IndexLayout& layout, const IndexGroup& group, int64_t block,
-                               float* corners);
+                               float* corners, bool stream);
 inline int64_t corner_floats(int64_t d) { return 32 * ((d + 3) / 4 * 4); }
 
 // Whether the same leaves hold the same bits: kWrongIds, kChanged or 0.
@@ -74,7 +76,7 @@ IndexKernels index_kernels(int isa);
   void index_walk(const IndexLayout&, const IndexGroup&, const float*, int64_t, WalkSpace&);            \
   int32_t index_scan(const IndexLayout&, const IndexGroup&, const float*);                              \
   void index_bound(const IndexLayout&, const IndexGroup&, const float*, int, int64_t, float*);          \
-  uint32_t index_fill(const float*, const IndexLayout&, const IndexGroup&, int64_t, float*);            \
+  uint32_t index_fill(const float*, const IndexLayout&, const IndexGroup&, int64_t, float*, bool);      \
   uint32_t index_compare(const float*, const IndexLayout&, const IndexGroup&, int64_t);                 \
   void index_hash(const uint32_t*, const uint32_t*, uint64_t*);                                         \
   }

@@ -7,12 +7,19 @@
 //
 // How it stays busy: a tree is a chain of waits, each for the step before.  So 32 queries walk together, a level at a
 // time, and what they are to visit stands in lists: no step waits for its neighbour, and no branch depends on one.
+// What limits it then is the second-level cache, so long lists are put in the order of their blocks.
 
 #ifdef __FAST_MATH__
 #error "-ffast-math changes distances: the exactness contract forbids it"
 #endif
 
 namespace {
+
+// Lists shorter than this hold too few that wait for the same block.
+constexpr int64_t kWorthGrouping = 256;
+// What waits is fetched so many entries ahead, where the codes are more than a core's second-level cache holds.
+constexpr int64_t kAhead = 6, kCachedFloats = int64_t{1} << 18;
+constexpr uint32_t kChild = (1u << kChildBits) - 1;
 
 template <int D>  // the code dimension, or 0 for any
 struct Walk {
@@ -38,27 +45,35 @@ struct Walk {
     return sum;
   }
 
-  // D of a query and the nearest point of each box of a block.
-  REVQ_INLINE Lanes bound(const float* x, int level, int64_t block) const {
-    const float* lower = group.boxes + (layout.first_block[level] + block) * 2 * dim() * 16;
+  // D of a query and the nearest point of each box of a block: its lower corners, and behind them the upper ones.
+  REVQ_INLINE Lanes bound(const float* x, const float* lower) const {
     const float* upper = lower + dim() * 16;
     Lanes sum{};
     for (int64_t j = 0; j < dim(); ++j) {
       const Lanes low = load16(lower + j * 16), high = load16(upper + j * 16);
       for (int h = 0; h < kParts; ++h) {
-        const Floats outside = larger(larger(low.part[h] - x[j], x[j] - high.part[h]), Floats{});
-        const Floats square = outside * outside;
+        const Floats here = spread(x[j]);
+        const Floats difference = here - smaller(larger(here, low.part[h]), high.part[h]);
+        const Floats square = difference * difference;
         sum.part[h] = j == 0 ? square : sum.part[h] + square;
       }
     }
     return sum;
   }
 
+  REVQ_INLINE const float* boxes(int level, int64_t block) const {
+    return group.boxes + (layout.first_block[level] + block) * 2 * dim() * 16;
+  }
   REVQ_INLINE int64_t children(int level, int64_t block) const { return layout.children[level] - block * 16; }
 
-  REVQ_INLINE void visit_leaf(int32_t walker, int64_t leaf) {
+  bool is_far() const { return layout.leaves * layout.panel_floats() > kCachedFloats; }
+  REVQ_INLINE static void fetch(const float* from, int64_t registers) {
+    for (int64_t j = 0; j < registers; ++j) __builtin_prefetch(from + j * 16);
+  }
+
+  REVQ_INLINE void visit_leaf(int64_t walker, int64_t leaf) {
     const Lanes lanes = distance(query(walker), group.panels + leaf * dim() * 16);
-    unsigned mask = at_most(lanes, space.best[walker]);
+    const unsigned mask = at_most(lanes, space.best[walker]);
     if (__builtin_expect(mask == 0, 1)) return;
     const int lane = smallest_lane(lanes, 16);  // the first of equals, and a leaf's numbers ascend: the lowest
     const float value = lanes.part[lane / kWidth][lane % kWidth];
@@ -68,34 +83,38 @@ struct Walk {
     space.chosen[walker] = nearer ? id : space.chosen[walker];
   }
 
-  void visit_leaves(Waiting& list) {
-    space.visited_leaves += list.size;
-    for (int64_t i = 0; i < list.size; ++i) visit_leaf(list.walker[i], list.child[i]);
-    list.size = 0;
+  // The leaves that wait and are bounded by at most a share of their walker's best.
+  void visit_leaves(float share) {
+    Waiting& near = space.near;
+    move_near(space.leaves, space.best, share, near);
+    const bool far = is_far();
+    for (int64_t i = 0; i < near.size; ++i) {
+      if (far && i + kAhead < near.size) fetch(group.panels + (near.entry[i + kAhead] & kChild) * dim() * 16, dim());
+      visit_leaf(near.entry[i] >> kChildBits, near.entry[i] & kChild);
+    }
+    space.visited_leaves += near.size;
   }
 
   // The leaves that wait: the nearer ones first, as they lower the best and so spare some of the others.
   void flush_leaves() {
-    Waiting &list = space.leaves, &near = space.near;
-    int64_t far = 0;
-    for (int64_t i = 0; i < list.size; ++i) {
-      const bool is_near = list.bound[i] <= 0.5f * space.best[list.walker[i]];
-      near.walker[near.size] = list.walker[i];
-      near.child[near.size] = list.child[i];
-      near.size += is_near;
-      list.walker[far] = list.walker[i];
-      list.child[far] = list.child[i];
-      list.bound[far] = list.bound[i];
-      far += !is_near;
+    visit_leaves(0.5f);
+    visit_leaves(1.0f);
+    space.leaves.size = 0;
+  }
+
+  // Brings those that wait for one block together, so that the first of them fetches it for all.
+  static void group_by_block(const Waiting& list, uint32_t* order) {
+    constexpr uint32_t kBuckets = 256;
+    static_assert(kWaiting + 16 < 1 << 16, "a place in a list fits 16 bits");
+    uint16_t start[kBuckets] = {};
+    for (int64_t i = 0; i < list.size; ++i) ++start[list.entry[i] % kBuckets];
+    uint16_t before = 0;
+    for (uint32_t bucket = 0; bucket < kBuckets; ++bucket) {
+      const uint16_t count = start[bucket];
+      start[bucket] = before;
+      before += count;
     }
-    visit_leaves(near);
-    list.size = 0;
-    for (int64_t i = 0; i < far; ++i) {
-      list.walker[list.size] = list.walker[i];
-      list.child[list.size] = list.child[i];
-      list.size += list.bound[i] <= space.best[list.walker[i]];
-    }
-    visit_leaves(list);
+    for (int64_t i = 0; i < list.size; ++i) order[start[list.entry[i] % kBuckets]++] = list.entry[i];
   }
 
   // The blocks that wait at a level: their children join the lists below, which are emptied when they are full.
@@ -103,12 +122,20 @@ struct Walk {
     Waiting& list = space.blocks[level];
     Waiting& below = level == 0 ? space.leaves : space.blocks[level - 1];
     space.visited_blocks += list.size;
-    for (int64_t i = 0; i < list.size; ++i) {
-      const int32_t walker = list.walker[i], block = list.child[i];
-      const int64_t count = children(level, block);
-      const Lanes bounds = bound(query(walker), level, block);
-      append(below, at_most(bounds, space.best[walker]) & present(count), walker, block * 16, bounds);
-      if (below.size > kWaiting - 16) level == 0 ? flush_leaves() : flush_blocks(level - 1);
+    const float* best = space.best;
+    uint32_t grouped[kWaiting];
+    const uint32_t* entries = list.entry;
+    if (list.size >= kWorthGrouping) group_by_block(list, grouped), entries = grouped;
+    const bool far = is_far();
+    const Walk here = *this;  // what the lists' stores cannot change
+    const float* first_box = boxes(level, 0);
+    const int64_t count = layout.children[level], size = list.size, box_floats = 2 * dim() * 16;
+    for (int64_t i = 0; i < size; ++i) {
+      if (far && i + kAhead < size) fetch(first_box + (entries[i + kAhead] & kChild) * box_floats, box_floats / 16);
+      const int64_t walker = entries[i] >> kChildBits, block = entries[i] & kChild;
+      const Lanes bounds = here.bound(here.query(walker), first_box + block * box_floats);
+      append(below, at_most(bounds, best[walker]) & present(count - block * 16), walker, block * 16, bounds);
+      if (__builtin_expect(below.size > kWaiting - 16, 0)) level == 0 ? flush_leaves() : flush_blocks(level - 1);
     }
     list.size = 0;
   }
@@ -120,14 +147,14 @@ struct Walk {
     for (int level = top; level > 0; --level) {
       for (int64_t walker = 0; walker < count; ++walker) {
         const int32_t block = space.seed[walker];
-        const Lanes bounds = bound(query(walker), level, block);
+        const Lanes bounds = bound(query(walker), boxes(level, block));
         __builtin_memcpy(space.passed[level][walker], &bounds, sizeof bounds);
         space.seed[walker] = block * 16 + smallest_lane(bounds, children(level, block));
       }
     }
     for (int64_t walker = 0; walker < count; ++walker) {
       const int32_t block = space.seed[walker];
-      const Lanes bounds = bound(query(walker), 0, block);
+      const Lanes bounds = bound(query(walker), boxes(0, block));
       const int64_t leaves = children(0, block);
       const int nearest = smallest_lane(bounds, leaves);
       space.best[walker] = __builtin_inff();
@@ -186,7 +213,7 @@ void index_bound(const IndexLayout& layout, const IndexGroup& group, const float
                  float* bounds) {
   WalkSpace unused;
   with_walk(layout, group, query, unused, [&](auto walk) {
-    const Lanes lanes = walk.bound(query, level, block);
+    const Lanes lanes = walk.bound(query, walk.boxes(level, block));
     __builtin_memcpy(bounds, &lanes, sizeof lanes);
   });
 }

@@ -111,6 +111,22 @@ def test_denormals_count_even_when_torch_flushes_them():
     assert still_flushes, "the caller's mode was not restored"
 
 
+@pytest.mark.parametrize("d", [8, 9])
+def test_leaves_that_are_written_past_the_caches(d):
+    """Panels of more than 6 MB, whole registers and what is left over."""
+    generator = torch.Generator().manual_seed(d)
+    codebook = torch.randn(2, 100_003, d, generator=generator)
+    x = torch.randn(40, 2, d, generator=generator)
+    arrays = list(torch.ops.revq.index_build(codebook))
+    codebook = codebook.roll(1, -1).mul_(1.5)
+    shifted = torch.empty(arrays[0].numel() + 1)[1:].view(arrays[0].shape)  # at no register's boundary
+    for panels in (arrays[0], shifted):
+        torch.ops.revq.index_refit_(panels, *arrays[1:], codebook)
+        assert torch.ops.revq.index_matches(panels, *arrays[1:], codebook)
+        found, _ = torch.ops.revq.index_search(x, panels, *arrays[1:], codebook.shape[1])
+        assert torch.equal(found, nearest_code(x, codebook))
+
+
 def test_it_owns_its_codes_and_holds_compares_all_of_them():
     codebook, x = torch.randn(3, 4097, 5), torch.randn(40, 3, 5)
     index, expected = CodebookIndex(codebook), nearest_code(x, codebook)
