@@ -1,5 +1,7 @@
 """The codes of a quantizer: which are nearest, how often each was chosen, and what moves them."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from revq_kernels.functional import Quantized, count_codes_, look_up, nearest_co
 from revq_kernels.initialise import initial_codebook
 from revq_kernels.masks import count_masked_
 from revq_kernels.reset import reset_codes_
-from revq_kernels.validation import COSINES, check_quantizer
+from revq_kernels.validation import COSINES
 
 
 class Codebook(nn.Module):
@@ -29,7 +31,6 @@ class Codebook(nn.Module):
         dead_codes: ReplaceDeadCodes | None,
     ) -> None:
         super().__init__()
-        check_quantizer(num_codes, code_dim, num_groups, metric)
         if codes is not None and (update is not None or dead_codes is not None):
             raise ValueError("codes: expected None beside update or dead_codes, which move a codebook, got a module")
         self.num_codes, self.code_dim, self.num_groups = num_codes, code_dim, num_groups
@@ -50,7 +51,10 @@ class Codebook(nn.Module):
             codes, shape = self.codes(), (*self.count.shape, self.code_dim)
             if tuple(codes.shape) != shape:
                 raise ValueError(f"codes: expected a module that makes [G, K, d] = {shape}, got {tuple(codes.shape)}")
-        return normalised(codes) if self.metric == "cosine" else codes
+        if self.metric != "cosine":
+            return codes
+        # a graph that is still to be run backward must not see the next call's replacements
+        return normalised(codes if self.dead_codes is None else codes.clone())
 
     def queries(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Vectors ``[N, G, d]`` as the metric sees them, zeros where mask bool ``[N, G]`` is False."""
@@ -104,6 +108,7 @@ class Codebook(nn.Module):
         self._require_codebook()
         self.codebook.copy_(initial_codebook(queries, mask, self.num_codes, iterations, generator))
         self._restart(torch.ones_like(self.count, dtype=torch.bool))
+        self._count_anew()
 
     def reset_(
         self,
@@ -123,7 +128,7 @@ class Codebook(nn.Module):
             self.codebook, self.count, noise=noise, max_fraction=max_fraction, pairing=pairing, generator=generator
         )
         self._restart(moved)
-        self.count.zero_()
+        self._count_anew()
         return moved
 
     def train(self, mode: bool = True) -> "Codebook":
@@ -142,6 +147,17 @@ class Codebook(nn.Module):
         """float32 ``[G]``: exp of the entropy of the counted choices, between 1 and K; NaN before anything is counted."""
         share = self.count.double() / self.count.sum(dim=1, keepdim=True)
         return torch.special.entr(share).sum(dim=1).exp().float()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """As any module's; codes that come without averages become the averages, which else would overwrite them."""
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if prefix + "codebook" in state_dict and prefix + "update.embed_sum" not in state_dict:
+            self._restart(torch.ones_like(self.count, dtype=torch.bool))
+
+    def _count_anew(self) -> None:
+        self.count.zero_()
+        if self.dead_codes is not None:
+            self.dead_codes.restart_()
 
     def _restart(self, moved: Tensor) -> None:
         if self.update is not None:

@@ -63,6 +63,11 @@ class ReplaceDeadCodes(nn.Module):
         self.calls.masked_fill_(due, 0)
         return self.moved
 
+    def restart_(self) -> None:
+        """Begin a window, for codes that were set by other means."""
+        self.used.zero_()
+        self.calls.zero_()
+
     @torch.no_grad()
     def count_(self, count: Tensor) -> None:
         """Add one call's choices int64 ``[G, K]``."""

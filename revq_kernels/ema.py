@@ -1,5 +1,7 @@
 """Codes that follow the mean of what chose them, instead of a gradient."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +25,7 @@ class EMAUpdate(nn.Module):
         decay: share of the averages that a call keeps, in [0, 1).
         eps: the smoothing, in choices; > 0.
 
-    Attributes:
+    Attributes (float32 also where the model is cast to another dtype):
         cluster_size: buffer float32 ``[G, K]``, 1 at the beginning.
         embed_sum: buffer float32 ``[G, K, d]``, the codes at the beginning.
 
@@ -61,7 +63,16 @@ class EMAUpdate(nn.Module):
         self.embed_sum.mul_(self.decay).add_(total, alpha=1 - self.decay)
         size = self.cluster_size.sum(dim=1, keepdim=True)
         smoothed = (self.cluster_size + self.eps) / (size + self.cluster_size.shape[1] * self.eps) * size
-        codebook.copy_(self.embed_sum / smoothed[..., None])
+        mean = self.embed_sum / smoothed[..., None]
+        codebook.copy_(torch.where(smoothed[..., None] > 0, mean, codebook))  # nothing was ever chosen: no mean
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "EMAUpdate":
+        """Averages stay float32 where the model is cast: in bfloat16, steps of 1 % round away."""
+        averages = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, average in averages.items():
+            setattr(self, name, average.to(getattr(self, name).device))
+        return self
 
     @torch.no_grad()
     def restart_(self, codebook: Tensor, moved: Tensor) -> None:

@@ -23,6 +23,9 @@ def token_mask(
         ValueError: for other shapes, for both at once, and where one token holds several positions.
         TypeError: for other dtypes.
     """
+    for name, value in (("mask", mask), ("lengths", lengths)):
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
     if mask is not None and lengths is not None:
         raise ValueError("mask: expected None beside lengths, got both")
     if positions is None and (lengths is not None or (mask is not None and mask.shape[-1] != 1)):
@@ -41,9 +44,9 @@ def token_mask(
         raise ValueError(f"mask: expected [B={batch}, L={positions}] or [B, 1], got shape {tuple(mask.shape)}")
     if mask.shape[1] == 1:
         return mask.expand(batch, num_tokens)
-    if positions is None or num_tokens % positions:
+    if positions is None or (num_tokens % positions if positions else num_tokens):
         raise ValueError(f"mask: expected whole tokens per position, got T={num_tokens} tokens of L={positions}")
-    return mask.repeat_interleave(num_tokens // positions, dim=1)
+    return mask.repeat_interleave(num_tokens // max(1, positions), dim=1)
 
 
 def count_masked_(count: Tensor, indices: Tensor, mask: Tensor) -> None:

@@ -13,7 +13,7 @@ from revq_kernels.estimators import Estimator, check_estimator, estimate
 from revq_kernels.layout import Layout, Split
 from revq_kernels.losses import check_commitment, loss_weights, vq_losses
 from revq_kernels.returns import Parts, Returns, format_of
-from revq_kernels.validation import check_index_range, check_indices
+from revq_kernels.validation import check_index_range, check_indices, check_quantizer
 
 
 class FastChannelVQ(Codebook):
@@ -82,12 +82,14 @@ class FastChannelVQ(Codebook):
         dead_codes: ReplaceDeadCodes | None = None,
         returns: str | Returns = "own",
     ) -> None:
-        super().__init__(num_codes, code_dim, num_groups, metric, deterministic, update, codes, dead_codes)
-        check_commitment(commitment)
+        check_commitment(commitment)  # all checks come before the companions are bound
         check_estimator(estimator)
-        self.arrangement = Arrangement(code_dim, num_groups, layout, split)
+        check_quantizer(num_codes, code_dim, num_groups, metric)
+        arrangement, returned = Arrangement(code_dim, num_groups, layout, split), format_of(returns)
+        super().__init__(num_codes, code_dim, num_groups, metric, deterministic, update, codes, dead_codes)
+        self.arrangement = arrangement
         self.commitment, self.legacy_beta, self.loss_in_eval = commitment, legacy_beta, loss_in_eval
-        self.estimator, self.returns = estimator, format_of(returns)
+        self.estimator, self.returns = estimator, returned
 
     def forward(
         self, x: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None, weight: Tensor | None = None

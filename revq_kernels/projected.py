@@ -42,13 +42,17 @@ class ProjectedVQ(nn.Module):
 
     def parts(self, x: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Parts:
         """As `forward`, before the return format; ``parts.x`` is the projected input."""
-        inner = self._map(self.project_in, x)
-        parts = self.vq.parts(inner, mask=mask, lengths=lengths)
+        shape = list(x.shape)
+        shape[self._axis(x.dim())] = self.project_in.out_features
+        tokens = self.arrangement.mask(x.new_empty(shape, device="meta"), mask, lengths)
+        if tokens is None:
+            parts = self.vq.parts(self._map(self.project_in, x))
+            return parts._replace(quantized=self._map(self.project_out, parts.quantized))
+        counts = self._over_channels(tokens, tuple(shape[1:]))
+        # zeros, as the gradient of a linear map would carry a padding of NaN into its weights
+        parts = self.vq.parts(self._map(self.project_in, torch.where(counts, x, 0)), mask=mask, lengths=lengths)
         quantized = self._map(self.project_out, parts.quantized)
-        tokens = self.arrangement.mask(inner, mask, lengths)
-        if tokens is not None:
-            quantized = torch.where(self._over_channels(tokens, tuple(inner.shape[1:])), quantized, x)
-        return parts._replace(quantized=quantized)
+        return parts._replace(quantized=torch.where(counts, quantized, x))
 
     def encode(self, x: Tensor) -> Tensor:
         """The indices int64 ``[B, T]`` of ``x``; counts nothing."""
@@ -60,15 +64,18 @@ class ProjectedVQ(nn.Module):
         Without a shape: ``[B, T, dim]``, where the quantizer takes tokens.
         """
         if latent_shape is None:
-            return self.project_out(self.vq.decode(indices)).masked_fill((indices == -1)[..., None], 0)
+            return self.project_out(self._codes(indices)).masked_fill((indices == -1)[..., None], 0)
         inner = list(latent_shape)
         inner[self._axis(len(inner) + 1) - 1] = self.project_in.out_features
-        latents = self._map(self.project_out, self.vq.decode(indices, tuple(inner)))
+        latents = self._map(self.project_out, self._codes(indices, tuple(inner)))
         return latents.masked_fill(self._over_channels(indices == -1, tuple(inner)), 0)
 
     def initialise_(self, x: Tensor, **options: Any) -> None:
         """As `FastChannelVQ.initialise_`."""
         self.vq.initialise_(self._map(self.project_in, x), **options)
+
+    def _codes(self, indices: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
+        return self.vq.decode(indices, shape).to(self.project_out.weight.dtype)
 
     def _axis(self, rank: int) -> int:
         return CHANNEL_AXIS[self.arrangement.layout or ("BCHW" if rank == 4 else "BLC")]

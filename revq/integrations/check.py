@@ -1,5 +1,6 @@
 """Whether a replacement does what it replaces: both, and the original in float64, run on copies with one random batch."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -29,8 +30,9 @@ def difference(module: nn.Module, fast: nn.Module, calls: Callable[[nn.Module, V
     (outputs, losses, gradients, state after the call) may be twice as far from the float64 run as the original's own,
     or 64 roundings.  Neither module is changed, nor the state of torch's random numbers.
     """
-    device = next((tensor.device.type for tensor in module.state_dict().values()), "cpu")
-    with torch.autocast(device, enabled=False):  # float64 has the answer to what is asked in float32
+    kind = _device(module).type
+    # float64 has the answer to what is asked in float32; and what is made in inference mode takes no gradient
+    with torch.autocast(kind, enabled=False), torch.inference_mode(False):
         return _difference(module, fast, calls)
 
 
@@ -51,10 +53,11 @@ def _difference(module: nn.Module, fast: nn.Module, calls: Callable[[nn.Module, 
 def run(module: nn.Module, call: Call) -> Run:
     """Call ``module`` itself, with gradients of a fixed projection of everything it returns, under a fixed random state."""
     args, kwargs = _leaves(call.args), _leaves(call.kwargs)
-    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
-        torch.manual_seed(0)
+    with _seeded(_device(module)), torch.inference_mode(False), torch.enable_grad():
         result = dict(named_tensors(getattr(module, call.method)(*args, **kwargs)))
-        total = sum((_projection(value) for value in result.values() if value.requires_grad), torch.zeros(()))
+        total = sum(
+            (_projection(value) for value in result.values() if value.requires_grad), torch.zeros((), device="cpu")
+        )
         if total.requires_grad:
             total.backward()
     leaves = [*named_tensors((args, kwargs), "arguments"), *module.named_parameters()]
@@ -88,7 +91,7 @@ def compare(found: dict[str, Tensor], original: dict[str, Tensor], truth: dict[s
 def errors(value: Tensor, original: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
     """The largest error of ``value`` against ``exact``, and the largest that the original's own error allows."""
     if not value.numel():
-        return torch.zeros(()), torch.zeros(())
+        return torch.zeros((), device="cpu"), torch.zeros((), device="cpu")
     same = (value == exact) | (value.isnan() & exact.isnan())  # equal infinities differ by NaN
     error = torch.where(same, 0, (value.double() - exact).abs()).max()
     own = torch.where(original == exact, 0, (original.double() - exact).abs()).nan_to_num(0.0).max()
@@ -112,6 +115,21 @@ def named_tensors(value: Any, name: str = "result") -> Iterator[tuple[str, Tenso
     elif isinstance(value, tuple | list):
         for position, item in enumerate(value):
             yield from named_tensors(item, f"{name}[{position}]")
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next((tensor.device for tensor in module.state_dict().values()), torch.device("cpu"))
+
+
+@contextlib.contextmanager
+def _seeded(device: torch.device) -> Iterator[None]:
+    """A fixed random state on the CPU and ``device``, the old one afterwards; ``torch.manual_seed`` would seed every card."""
+    cards = [device.index or 0] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cards):
+        torch.default_generator.manual_seed(0)
+        for card in cards:
+            torch.cuda.default_generators[card].manual_seed(0)
+        yield
 
 
 def _leaves(values: Any) -> Any:

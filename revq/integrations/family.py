@@ -61,7 +61,7 @@ class Vectors:
         codebook = codebook.detach()
         mean, deviation = codebook.double().mean(), codebook.double().std()
         deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
-        noise = torch.randn(shape, generator=self._generator, dtype=torch.float64).to(codebook.device)
+        noise = torch.randn(shape, generator=self._generator, dtype=torch.float64, device="cpu").to(codebook.device)
         return (noise * deviation + mean).to(codebook.dtype)
 
 

@@ -4,6 +4,7 @@ import copy
 import re
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
 from revq.integrations.check import difference
@@ -11,6 +12,7 @@ from revq.integrations.doubles import plain_copy
 from revq.integrations.families import LEFT_ALONE, families_of
 from revq.integrations.family import Family, changed, fast_class
 
+_ALREADY = "already patched"
 _LOOKS_LIKE_ONE = re.compile(r"quanti[sz]|codebook", re.IGNORECASE)
 
 
@@ -36,10 +38,12 @@ class Patched:
 
     model: nn.Module
     entries: list[Entry] = field(default_factory=list)
+    _changed: list[nn.Module] = field(default_factory=list, repr=False)
 
     def unpatch(self) -> None:
-        """As ``revq.unpatch(model)``."""
-        unpatch(self.model)
+        """Take back what this call of `patch` did, and no more."""
+        for module in self._changed:
+            _restore(module)
 
     def __enter__(self) -> "Patched":
         return self
@@ -70,7 +74,7 @@ def patch(model: nn.Module, *, verify: bool = True, verbose: bool = True) -> Pat
     Args:
         model: any module, itself a quantizer or holding some.
         verify: run each replacement beside the original on a small random batch, in both modes and with gradients, on
-            copies, and leave the original where they differ (see `revq.integrations.check.difference`).
+            copies (whose hooks run, too), and leave the original where they differ (see `revq.integrations.check.difference`).
         verbose: print the report.
 
     Returns:
@@ -86,6 +90,8 @@ def patch(model: nn.Module, *, verify: bool = True, verbose: bool = True) -> Pat
         entry = _patch_one(name or "(itself)", module, verify)
         if entry is not None:
             report.entries.append(entry)
+            if entry.patched and entry.note != _ALREADY:
+                report._changed.append(module)
     if verbose:
         print(report)
     return report
@@ -100,9 +106,7 @@ def unpatch(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     for module in model.modules():
-        original = vars(type(module)).get("revq_original")
-        if original is not None:
-            module.__class__ = original
+        _restore(module)
 
 
 def like(module: nn.Module, *, verify: bool = True) -> nn.Module:
@@ -110,7 +114,8 @@ def like(module: nn.Module, *, verify: bool = True) -> nn.Module:
 
     ``model.quantize = revq.like(model.quantize)`` is all: call, results, ``state_dict`` and parameter names are those of
     ``module``, which itself stays as it is.  Parameters and buffers are the same objects, so optimisers, averaged copies
-    and wrappers that hold them go on working.
+    and wrappers that hold them go on working.  Go on with one of the two: what is moved, cast or trained as the other
+    parts with some of the shared tensors.
 
     Args:
         module: a quantizer of a known family, or a module that holds some.
@@ -129,11 +134,17 @@ def like(module: nn.Module, *, verify: bool = True) -> nn.Module:
     return twin
 
 
+def _restore(module: nn.Module) -> None:
+    original = vars(type(module)).get("revq_original")
+    if original is not None:
+        module.__class__ = original
+
+
 def _patch_one(name: str, module: nn.Module, verify: bool) -> Entry | None:
     """Patch one module by the first family that fits; None for one that is no quantizer."""
     kind = type(module)
     if "revq_original" in vars(kind):
-        return Entry(name, kind.__name__, kind.revq_family.name, True, "already patched")
+        return Entry(name, kind.__name__, kind.revq_family.name, True, _ALREADY)
     families = families_of(module)
     if not families:
         reason = _left_alone(module)
@@ -154,9 +165,10 @@ def _patch_one(name: str, module: nn.Module, verify: bool) -> Entry | None:
 def _check(module: nn.Module, family: Family) -> str | None:
     """Why the replacement is not to be trusted; None if it is."""
     try:
-        fast = plain_copy(module)
-        fast.__class__ = fast_class(type(module), family)
-        return difference(module, fast, family.calls)
+        with torch.inference_mode(False):  # copies made in that mode take no gradient
+            fast = plain_copy(module)
+            fast.__class__ = fast_class(type(module), family)
+            return difference(module, fast, family.calls)
     except Exception as error:  # whatever goes wrong in a check, the original stays
         return f"the check failed: {type(error).__name__}: {error}"
 

@@ -113,3 +113,22 @@ def test_wrong_arguments():
     ):
         with pytest.raises(ValueError, match=message):
             make()
+
+
+def test_two_calls_before_one_backward():
+    vq = FastChannelVQ(8, 4, metric="cosine", dead_codes=ReplaceDeadCodes(every=1))
+    x = torch.randn(2, 6, 4, requires_grad=True)
+    (vq(x).loss + vq(x + 1).loss).backward()
+    assert x.grad.isfinite().all() and vq.codebook.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("anew", ["initialise_", "reset_"])
+def test_codes_that_are_set_begin_a_window(anew):
+    vq = FastChannelVQ(8, 4, dead_codes=ReplaceDeadCodes(every=2))
+    for _ in range(2):
+        vq(torch.randn(2, 1, 4) + 100)
+    vq.initialise_(torch.randn(2, 40, 4)) if anew == "initialise_" else vq.reset_()
+    before = vq.codebook.detach().clone()
+    vq(torch.randn(2, 8, 4))
+    assert not vq.dead_codes.moved.any() and torch.equal(vq.codebook, before)
+    assert vq.count.sum() == 16

@@ -89,3 +89,41 @@ def test_wrong_arguments():
     ):
         with pytest.raises(ValueError, match=message):
             make()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_averages_are_float32_in_a_model_of_any_dtype(dtype):
+    vq = FastChannelVQ(2, 4, update=EMAUpdate(0.9))
+    with torch.no_grad():
+        vq.codebook.copy_(torch.tensor([-1.0, 1.0])[None, :, None].expand(1, 2, 4))
+    vq.update.restart_(vq.codebook, torch.ones_like(vq.count, dtype=torch.bool))
+    vq.to(dtype)
+    assert vq.update.embed_sum.dtype == vq.update.cluster_size.dtype == torch.float32
+    x = torch.tensor([-3.0, 3.0], dtype=dtype).repeat(500)[None, :, None].expand(1, 1000, 4)
+    for _ in range(200):
+        vq(x)
+    torch.testing.assert_close(vq.codebook[0, :, 0].float(), torch.tensor([-3.0, 3.0]), rtol=0, atol=0.02)
+
+
+def test_codes_loaded_without_averages_stay():
+    plain, vq = FastChannelVQ(32, 8), FastChannelVQ(32, 8, update=EMAUpdate())
+    vq.load_state_dict(plain.state_dict(), strict=False)
+    assert torch.equal(vq.update.embed_sum, plain.codebook)
+    trained = FastChannelVQ(32, 8, update=EMAUpdate())
+    trained(torch.randn(2, 16, 8))
+    vq.load_state_dict(trained.state_dict())
+    assert torch.equal(vq.update.embed_sum, trained.update.embed_sum), "averages that come along are taken"
+
+
+def test_nothing_chosen_ever_leaves_the_codes():
+    vq = FastChannelVQ(8, 4, update=EMAUpdate(0.0))
+    before = vq.codebook.detach().clone()
+    vq(torch.randn(2, 8, 4), lengths=torch.tensor([0, 0]))
+    assert torch.equal(vq.codebook, before)
+
+
+def test_a_refused_quantizer_leaves_its_companion_free():
+    update = EMAUpdate()
+    with pytest.raises(ValueError, match="commitment"):
+        FastChannelVQ(8, 4, update=update, commitment=-1)
+    FastChannelVQ(8, 4, update=update)

@@ -96,3 +96,10 @@ def test_splits_without_positions():
             channel(torch.zeros(3, 2, 4), **options)
     with pytest.raises(ValueError, match=r"mask: expected whole tokens per position, got T=2 tokens of L=4"):
         token_mask(torch.ones(1, 4).bool(), None, batch=1, positions=4, num_tokens=2)
+
+
+def test_no_positions_and_no_tensor():
+    vq = FastChannelVQ(8, 4)
+    assert vq(torch.randn(2, 0, 4), lengths=torch.tensor([0, 0])).indices.shape == (2, 0)
+    with pytest.raises(TypeError, match=r"lengths: expected a torch\.Tensor, got list"):
+        vq(torch.randn(2, 8, 4), lengths=[3, 4])

@@ -67,3 +67,19 @@ def test_initialisation_sees_the_projected():
     assert module.vq.codebook.shape == (1, 5, 3)
     rows = module.project_in(x).reshape(-1, 3)
     assert all((row == rows).all(1).any() for row in module.vq.codebook[0])
+
+
+def test_padding_reaches_no_gradient():
+    vq = ProjectedVQ(16, FastChannelVQ(32, 4, layout="BLC", split="last"))
+    x = torch.randn(2, 8, 16)
+    x[1, 4:] = float("nan")
+    out = vq(x, lengths=torch.tensor([8, 4]))
+    (out.loss + out.quantized[0].sum()).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in vq.parameters())
+    assert out.quantized[1, 4:].isnan().all() and (out.indices[1, 4:] == -1).all()
+
+
+def test_directions_in_bfloat16_there_and_back():
+    vq = ProjectedVQ(16, FastChannelVQ(32, 4, metric="cosine", layout="BLC", split="last")).bfloat16().eval()
+    out = vq(torch.randn(2, 8, 16).bfloat16())
+    assert torch.equal(vq.decode(out.indices, (8, 16)), out.quantized)

@@ -287,3 +287,29 @@ def test_errors_of_infinities_and_nothing():
     assert errors(inf[:0], inf[:0], inf[:0].double()) == (0, 0)
     error, allowed = errors(torch.tensor([1.5]), torch.tensor([1.0]), torch.tensor([1.0]).double())
     assert not error <= allowed
+
+
+@pytest.mark.usefixtures("known")
+def test_a_block_takes_back_its_own_patch_only():
+    model = nn.Sequential(build(), build())
+    revq.patch(model[0], verbose=False)
+    with revq.patch(model, verbose=False):
+        assert type(model[1]).__mro__[1] is Right
+    assert type(model[0]).__mro__[1] is Right and type(model[1]) is ToyQuantizer
+    revq.unpatch(model)
+    assert type(model[0]) is ToyQuantizer
+
+
+@pytest.mark.usefixtures("known")
+def test_the_check_seeds_no_card(monkeypatch):
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("it seeds every device of the process"))
+    assert revq.patch(ToyQuantizer(), verbose=False).entries[0].patched
+
+
+@pytest.mark.usefixtures("known")
+def test_patching_in_inference_mode_and_with_another_default_device():
+    with torch.inference_mode():
+        assert revq.patch(build(), verbose=False).entries[0].patched
+    module = build()
+    with torch.device("meta"):
+        assert revq.patch(module, verbose=False).entries[0].patched
