@@ -1,6 +1,6 @@
 """Every family's quantizer as it comes and patched, side by side: benchmarks/results/drop-in.csv.
 
-python -m benchmarks.drop_in [--rounds 7] [--only NAME] [--out FOLDER]
+python -m benchmarks.drop_in [--rounds 7] [--only TEXT] [--out FOLDER]
 """
 
 import argparse
@@ -19,6 +19,7 @@ from benchmarks.drop_in.cases import CASES
 from benchmarks.drop_in.memory import peak
 from benchmarks.drop_in.wrong import wrong_codes
 from benchmarks.rows import RESULTS, Rows, provenance, version
+from benchmarks.tables import read
 
 PACKAGES = ("diffusers", "transformers", "vector-quantize-pytorch", "encodec")
 
@@ -27,11 +28,13 @@ def main() -> None:
     """Measure, a row per quantizer and mode; rows are on disk as they come."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", default="", help="quantizers whose name contains this")
+    parser.add_argument("--only", default="", help="quantizers whose name contains this; the rows of the others stay")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     versions = " ".join(f"{package} {version(package)}" for package in PACKAGES)
     rows = Rows("drop-in", options.out, provenance("python -m benchmarks.drop_in") | {"packages": versions})
+    if options.only and (options.out / "drop-in.csv").exists():
+        rows.rows = [row for row in read("drop-in", options.out) if options.only not in row["quantizer"]]
     for case in CASES:
         if options.only in case.quantizer:
             rows.add(measured(case, options.rounds))

@@ -82,7 +82,7 @@ CASES: tuple[DropInCase, ...] = (
     _case("transformers GLM-Image", "transformers GLM-Image", 256, lambda: _transformers("GLM-Image", 256), _images),
     _case("transformers Emu3", "transformers Emu3", 4, lambda: _transformers("Emu3", 4), _videos, trains=False),
     _restated(_TAMING, "taming VectorQuantizer2", taming.VectorQuantizer2, 4),
-    _restated(_TAMING, "taming VectorQuantizer2", taming.VectorQuantizer2, 256),
+    _restated(_TAMING, "taming VectorQuantizer2, wide", taming.VectorQuantizer2, 256),
     _restated(_TAMING, "IBQ VectorQuantizer2, l2_normalize", ibq.VectorQuantizer2, 256, l2_normalize=True),
     _restated("SimVQ", "SimVQ", simvq.SimVQ, 128),
     _restated("SimVQ1D", "SimVQ1D", simvq.SimVQ1D, 128, _sequences),

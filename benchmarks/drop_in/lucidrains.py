@@ -9,6 +9,7 @@ from torch import nn
 from benchmarks.drop_in.case import DropInCase
 
 _K, _N = 16384, 4096
+_NAMES = {"SimVQ": "vector-quantize-pytorch SimVQ"}  # the repository SimVQ has a class of that name
 
 
 def _quantizer(kind: str, d: int, **options: Any) -> nn.Module:
@@ -34,12 +35,14 @@ def _vectors(d: int) -> tuple[torch.Tensor]:
 
 def _case(kind: str, d: int, note: str = "", **options: Any) -> DropInCase:
     family = f"vector-quantize-pytorch {'SimVQ' if kind == 'SimVQ' else 'Codebook'}"
-    return DropInCase(family, f"{kind}{note}", d, partial(_quantizer, kind, d, **options), partial(_vectors, d))
+    return DropInCase(
+        family, f"{_NAMES.get(kind, kind)}{note}", d, partial(_quantizer, kind, d, **options), partial(_vectors, d)
+    )
 
 
 CASES: tuple[DropInCase, ...] = (
     _case("VectorQuantize", 8),
-    _case("VectorQuantize", 256),
+    _case("VectorQuantize", 256, ", wide"),
     _case("VectorQuantize", 16, ", cosine", use_cosine_sim=True),
     _case("VectorQuantize", 8, ", learned", learnable_codebook=True, ema_update=False),
     _case("ResidualVQ", 128, ", 4 stages", num_quantizers=4),

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from revq.integrations.embedding_parts import in_matmul_dtype
 from revq.integrations.family import Call, Family, Vectors
 from revq.integrations.search import nearest
 
@@ -18,9 +19,10 @@ class _SimVQ:
             x = x.movedim(1, -1)
         shape = x.shape
         x = x.reshape(len(x), -1, x.shape[-1])
-        codebook = self.codebook
+        with torch.autocast(x.device.type, enabled=False):  # the search wants the codes in float32, not rounded
+            codebook = self.codebook
         indices = nearest(x, codebook)
-        quantized = F.embedding(indices, codebook)
+        quantized = in_matmul_dtype(F.embedding(indices, codebook), x)
         commit_loss = (
             F.mse_loss(x.detach(), quantized)
             + F.mse_loss(x, quantized.detach()) * self.input_to_quantize_commit_loss_weight

@@ -308,3 +308,14 @@ def test_another_version_is_left(build, reason):
     report = revq.patch(module, verbose=False)
     assert [entry.patched for entry in report.entries] == [False], report
     assert reason in report.entries[0].note
+
+
+def test_simvq_projects_in_float32_under_autocast():
+    def build():
+        torch.manual_seed(0)
+        return SimVQ(dim=8, codebook_size=512)
+
+    def vectors(seed):
+        return (torch.randn(2, 128, 8, generator=torch.Generator().manual_seed(seed)),)
+
+    assert check_quantizer(build, vectors, steps=0) > 0, "the original projects its codes in bfloat16, and errs"
