@@ -11,6 +11,7 @@ from benchmarks.cpu_report import acceptance_table, memory_table, search_table, 
 from benchmarks.drop_in.table import PAGE as DROP_IN_PAGE
 from benchmarks.drop_in.table import drop_in_table
 from benchmarks.gpu_report import gpu_section
+from benchmarks.rows import RESULTS
 from benchmarks.tables import PAGE, markdown, read, source
 
 PICTURES = ("vae", "quantised", "rectified")
@@ -60,6 +61,8 @@ def demo_table() -> str:
 
 def demo_speed_table() -> str:
     """The demo of an older commit and of a later one, in turn."""
+    if not (RESULTS / "demo-speed.csv").exists():
+        return "Not measured yet: `python -m benchmarks.demo_speed --before CHECKOUT`."
     rows = read("demo-speed")
     keys = [key for key in rows[0] if key.endswith(" s")]
     return markdown(
