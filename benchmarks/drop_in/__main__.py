@@ -4,7 +4,6 @@ python -m benchmarks.drop_in [--rounds 7] [--only TEXT] [--out FOLDER]
 """
 
 import argparse
-import copy
 import statistics
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from benchmarks.drop_in.memory import peak
 from benchmarks.drop_in.wrong import wrong_codes
 from benchmarks.rows import RESULTS, Rows, provenance, version
 from benchmarks.tables import read
+from revq.integrations.check import named_tensors
+from revq.integrations.doubles import plain_copy
 
 PACKAGES = ("diffusers", "transformers", "vector-quantize-pytorch", "encodec")
 
@@ -56,7 +57,7 @@ def measured(case: DropInCase, rounds: int) -> list[dict[str, Any]]:
 
 def _row(case: DropInCase, training: bool, rounds: int) -> dict[str, Any]:
     module, inputs = case.build().train(training), case.inputs()
-    fast = copy.deepcopy(module)
+    fast = plain_copy(module)
     report = revq.patch(fast, verify=False, verbose=False)
     assert report.entries and all(entry.patched for entry in report.entries), report
     calls = {
@@ -88,8 +89,6 @@ def _row(case: DropInCase, training: bool, rounds: int) -> dict[str, Any]:
 
 def step(module: nn.Module, method: str, inputs: tuple[Any, ...], training: bool) -> None:
     """One call; in training with the gradients of everything it returns."""
-    from revq.integrations.check import named_tensors
-
     if not training:
         with torch.no_grad():
             getattr(module, method)(*inputs)

@@ -1,14 +1,12 @@
 """How many codes are not those of the original in float64: the original's, its own under bfloat16 autocast, and ours there."""
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 import revq
 from benchmarks.drop_in.case import DropInCase
 from revq.integrations.check import Run, doubled_call, run
-from revq.integrations.doubles import Doubles, in_double
+from revq.integrations.doubles import Doubles, in_double, plain_copy
 from revq.integrations.family import Call
 
 
@@ -20,7 +18,7 @@ def wrong_codes(case: DropInCase, training: bool) -> dict[str, str]:
     call, module = Call(case.method, case.inputs()), case.build().eval()
     with Doubles():
         truth = _codes(run(in_double(module), doubled_call(call)))
-    fast = copy.deepcopy(module)
+    fast = plain_copy(module)
     revq.patch(fast, verify=False, verbose=False)
     found = [_codes(_run(which, call, low)) for which, low in ((module, False), (module, True), (fast, True))]
     if not truth.numel():
@@ -30,7 +28,7 @@ def wrong_codes(case: DropInCase, training: bool) -> dict[str, str]:
 
 def _run(module: nn.Module, call: Call, bf16: bool) -> Run:
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        return run(copy.deepcopy(module), call)
+        return run(plain_copy(module), call)
 
 
 def _codes(done: Run) -> Tensor:
