@@ -34,6 +34,7 @@ CLONES = [
     "csrc/cpu/tile_baseline.cpp",
     "csrc/cpu/tile_x86_64_v3.cpp",
     "csrc/cpu/tile_x86_64_v4.cpp",
+    "csrc/cpu/rounded_x86_64_v4.cpp",
     "csrc/cpu/isa.cpp",
 ]
 BLOCK = ["csrc/cpu/block.cpp", "csrc/cpu/direct.cpp", "csrc/cpu/plan.cpp", *CLONES]  # no torch in these

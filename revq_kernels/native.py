@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 LIBRARY = Path(__file__).with_name("_C.so")
-ISA_NAMES = ("baseline", "x86-64-v3 (AVX2)", "x86-64-v4 (AVX-512)")
+ISA_NAMES = ("baseline", "x86-64-v3 (AVX2)", "x86-64-v4 (AVX-512)", "x86-64-v4 (AVX-512, VNNI)")
 
 _loaded = False
 _failure: str | None = None

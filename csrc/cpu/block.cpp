@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -23,6 +24,15 @@ constexpr int64_t kCodesPerCopy = 4;
 // Places of the table of codes that are tried: bounds the time of codes that collide.
 constexpr int kProbes = 8;
 
+// Whole numbers need two numbers to a word, and enough queries to pay for the rounding; the scale of anything longer
+// than this is far from float's limits.
+constexpr int64_t kMinRoundedDim = 2, kMinRoundedQueries = 24;
+constexpr double kMinLength = 0x1p-60;
+// Beside a query's usual candidate cells, one D of a code costs as much as whole numbers save on so many scores.
+constexpr int64_t kUsualCells = 3, kScoresPerDistance = 64;
+
+int64_t rows_of_words(int64_t d) { return divide_up(d, 2); }
+
 // Any numbers that agree for codes with the same bits.
 uint64_t hash_of(const float* row, int64_t d) {
   uint64_t sum = 0, factor = 0x9E3779B97F4A7C15;
@@ -38,13 +48,17 @@ uint64_t hash_of(const float* row, int64_t d) {
 BlockSearch::BlockSearch(const Plan& plan, float* workspace)
     : plan_(plan),
       pass_(first_pass(plan.isa)),
+      rounded_pass_(plan.rounded && plan.d >= kMinRoundedDim ? rounded_pass(plan.isa) : nullptr),
       certificate_(plan.d, plan.certificate_scale),
+      rounded_certificate_(plan.d, plan.certificate_scale),
       norms_(round_up(plan.queries, kQueriesPerPack)),
+      squares_(norms_.size()),
       direct_(plan.isa, plan.d) {
   unsettled_.reserve(plan.queries);
   queries_ = workspace;
   packed_ = queries_ + round_up(plan.queries * plan.d, kAlign);
-  panels_ = packed_ + round_up(round_up(plan.queries, kQueriesPerPack) * plan.d, kAlign);
+  rounded_queries_ = packed_ + round_up(round_up(plan.queries, kQueriesPerPack) * plan.d, kAlign);
+  panels_ = rounded_queries_ + round_up(round_up(plan.queries, kQueriesPerPack) * rows_of_words(plan.d), kAlign);
   minima_ = panels_ + plan.codes_per_run() * (plan.d + 1);
 }
 
@@ -52,26 +66,39 @@ void BlockSearch::begin(int64_t count, const float* centre, int64_t* keys) {
   count_ = count;
   centre_ = centre;
   keys_ = keys;
-  if (plan_.first_pass) pass_->pack_queries(queries_, count, plan_.d, centre, packed_, norms_.data());
+  if (!plan_.first_pass) return;
+  pass_->pack_queries(queries_, count, plan_.d, centre, packed_, norms_.data());
+  longest_ = scale_ = 0;
+  for (int64_t q = 0; q < count; ++q) {
+    if (norms_[q] <= kMaxNorm) longest_ = std::max(longest_, norms_[q]);
+  }
 }
 
 void BlockSearch::search(CodeRows codes, int64_t first) {
   unsettled_.clear();
   const int64_t tiles = plan_.first_pass ? divide_up(codes.count, plan_.codes_per_tile()) : 0;
-  // A NaN wins by the contract, wherever it stands: no score tells where.
-  if (!plan_.first_pass || !pass_->pack_codes(codes, plan_.d, centre_, plan_.cell, tiles, panels_)) {
+  if (!plan_.first_pass || !pack(codes, tiles)) {
     for (int64_t q = 0; q < count_; ++q) unsettled_.push_back(q);
   } else {
-    if (copies_) exclude_copies(codes);
     for (int64_t begin = 0; begin < count_; begin += kQueriesPerSweep) {
-      const size_t before = unsettled_.size();
       const int64_t end = std::min(begin + kQueriesPerSweep, count_);
-      sweep(codes, first, tiles, begin, end);
-      if (copies_ || !may_have_copies_ || unsettled_.size() - before < kManyUnsettled) continue;
-      exclude_copies(codes);
-      if (!copies_) continue;
-      unsettled_.resize(before);  // once more, without the copies
-      sweep(codes, first, tiles, begin, end);
+      const size_t settled = unsettled_.size();
+      for (;; unsettled_.resize(settled)) {  // once more, prepared better
+        const Counters before = counters_;
+        sweep(codes, first, tiles, begin, end);
+        const size_t unsettled = unsettled_.size() - settled;
+        if (!copies_ && may_have_copies_ && unsettled >= kManyUnsettled) {
+          exclude_copies(codes);
+          if (copies_) continue;
+        }
+        if (!rounded_) break;
+        if (!poor(before, unsettled, codes, end - begin)) {
+          counters_.rounded += end - begin;
+          break;
+        }
+        rounded_pass_ = nullptr;
+        pack(codes, tiles);
+      }
     }
   }
   if (unsettled_.empty()) return;
@@ -79,10 +106,51 @@ void BlockSearch::search(CodeRows codes, int64_t first) {
   direct_.search(queries_, unsettled_, codes, first, keys_);
 }
 
+// Panels of the run.  False when a code holds a NaN: it wins by the contract, wherever it stands, and no score tells
+// where.
+bool BlockSearch::pack(CodeRows codes, int64_t tiles) {
+  const float largest = pass_->pack_codes(codes, plan_.d, centre_, plan_.cell, tiles, panels_);
+  if (std::isnan(largest)) return false;
+  rounded_ = rounded_pass_ != nullptr && count_ >= kMinRoundedQueries && round(largest, tiles);
+  if (copies_) exclude_copies(codes);
+  return true;
+}
+
+// Panels and queries in whole numbers, as fine as 16 bits allow; false where the scale would leave float's range.
+bool BlockSearch::round(float largest, int64_t tiles) {
+  const double longest = std::max(longest_, std::sqrt(2.0 * largest));
+  if (!(longest >= kMinLength)) return false;
+  if (const double scaled = scale_ * longest; scaled > kMaxScaled || scaled < kMaxScaled / 2) {  // not the last run's
+    scale_ = static_cast<float>(kMaxScaled / longest);
+    rounded_pass_->round_queries(packed_, count_, plan_.d, scale_, rounded_queries_, squares_.data());
+  }
+  rounded_pass_->round_codes(panels_, plan_.d, tiles * plan_.cell / kVectorsPerPanel, scale_);
+  return true;
+}
+
+// Whether a sweep's candidates cost more than whole numbers save: a few vectors far from all others leave the others
+// few of the 16 bits.
+bool BlockSearch::poor(const Counters& before, size_t unsettled, CodeRows codes, int64_t queries) const {
+  const int64_t cells = counters_.cells - before.cells, usual = kUsualCells * plan_.cell;
+  const int64_t distances = cells * plan_.cell + static_cast<int64_t>(unsettled) * codes.count;
+  return distances > queries * (usual + codes.count / kScoresPerDistance);
+}
+
+float BlockSearch::limit(double distance, int64_t q) const {
+  if (!rounded_) return certificate_.limit(distance, norms_[q]);
+  return rounded_certificate_.limit(certificate_.reach(distance, norms_[q]) * scale_, squares_[q]);
+}
+
+float BlockSearch::guess(float smallest, int64_t q) const {
+  return rounded_ ? rounded_certificate_.guess(smallest, squares_[q]) : certificate_.guess(smallest, norms_[q]);
+}
+
 // A code with the bits of an earlier one has its distance and a higher number, and never wins: its score becomes
-// kExcluded.  Else many copies of a winner would fill its list of candidates.
+// that of a lane that can win for no query.  Else many copies of a winner would fill its list of candidates.
 void BlockSearch::exclude_copies(CodeRows codes) {
-  const int64_t d = plan_.d, lanes = pass_->lanes, row = kVectorsPerPanel * lanes;
+  const int64_t d = plan_.d, rows = rounded_ ? rows_of_words(d) : d;
+  const int64_t lanes = pass_->lanes, row = kVectorsPerPanel * lanes;
+  const float excluded = rounded_ ? std::bit_cast<float>(kExcludedWord) : kExcluded;
   const auto places = std::bit_ceil(static_cast<uint64_t>(2 * codes.count));
   table_.assign(places, -1);
   int64_t found = 0;
@@ -97,9 +165,9 @@ void BlockSearch::exclude_copies(CodeRows codes) {
       if (std::memcmp(numbers, codes.rows + table_[place] * codes.stride, d * sizeof(float)) != 0) continue;
       ++found;
       const int64_t i = code % plan_.cell, lane = code / plan_.cell % lanes;
-      float* panel = panels_ + (code / plan_.codes_per_tile() * plan_.cell + i) / kVectorsPerPanel * (d + 1) * row;
+      float* panel = panels_ + (code / plan_.codes_per_tile() * plan_.cell + i) / kVectorsPerPanel * (rows + 1) * row;
       panel += i % kVectorsPerPanel * lanes + lane;
-      for (int64_t j = 0; j <= d; ++j) panel[j * row] = j == 0 ? kExcluded : 0.0f;
+      for (int64_t j = 0; j <= rows; ++j) panel[j * row] = j == 0 ? excluded : 0.0f;
       break;
     }
   }
@@ -109,7 +177,9 @@ void BlockSearch::exclude_copies(CodeRows codes) {
 // Scores of some queries, then their candidates while the minima are in the cache.
 void BlockSearch::sweep(CodeRows codes, int64_t first, int64_t tiles, int64_t begin, int64_t end) {
   const int64_t cells = tiles * pass_->lanes, stride = plan_.minima_stride();
-  pass_->score(Scores{packed_ + begin * plan_.d, end - begin, plan_.d, panels_, tiles, plan_.cell, minima_, stride});
+  const int64_t rows = rounded_ ? rows_of_words(plan_.d) : plan_.d;
+  const float* queries = (rounded_ ? rounded_queries_ : packed_) + begin * rows;
+  (rounded_ ? rounded_pass_->score : pass_->score)({queries, end - begin, rows, panels_, tiles, plan_.cell, minima_, stride});
   const auto minima = [&](int64_t q) { return minima_ + (q - begin) * stride; };
   for (int64_t some = begin; some < end; some += kAhead) {
     const int64_t last = std::min(some + kAhead, end);
@@ -132,7 +202,7 @@ void BlockSearch::find(int64_t q, CodeRows codes, const float* minima, int64_t c
   if (keys_[q] != kNoKey) {
     const float distance = distance_of(keys_[q]);
     if (distance < 0) known = -known;  // a NaN of another run: none here can come before it
-    if (distance >= 0 && distance <= kMaxDistance) known = certificate_.limit(distance, norm);
+    if (distance >= 0 && distance <= kMaxDistance) known = limit(distance, q);
   }
   const float least = pass_->smallest(minima, count);
   if (least > known) {
@@ -140,8 +210,8 @@ void BlockSearch::find(int64_t q, CodeRows codes, const float* minima, int64_t c
     found.guess = known;
     return;
   }
-  if (least >= kOutlier) return;
-  found.guess = std::min(known, certificate_.guess(least, norm));
+  if (least >= (rounded_ ? static_cast<float>(kExcludedWord) : kOutlier)) return;
+  found.guess = std::min(known, guess(least, q));
   found.count = pass_->at_most(minima, count, found.guess, found.cells, kMaxCells);
   for (int64_t i = 0; i < std::min(found.count, kMaxCells); ++i) {
     const int64_t begin = std::min(found.cells[i] * plan_.cell, codes.count - 1);
@@ -207,9 +277,9 @@ bool BlockSearch::check(int64_t q, CodeRows codes, int64_t first, const float* m
   if (found.count == 0) return true;
   const float distance = distance_of(keys_[q]);
   if (!(distance <= kMaxDistance)) return false;
-  const float limit = certificate_.limit(distance, norms_[q]);
-  if (limit <= found.guess) return true;
-  found.count = pass_->at_most(minima, count, limit, found.cells, kMaxCells);
+  const float most = limit(distance, q);
+  if (most <= found.guess) return true;
+  found.count = pass_->at_most(minima, count, most, found.cells, kMaxCells);
   settle(q, codes, first, found);
   evaluate();
   return found.count <= kMaxCells;

@@ -16,6 +16,7 @@ namespace revq {
 struct Plan {
   int isa = 0;
   bool first_pass = false;
+  bool rounded = true;  // whether the first pass may round vectors to whole numbers, where a clone for that exists
   int64_t d = 0;
   int64_t queries = 0;  // per block, at most
   int64_t cell = 0;     // codes that one minimum stands for
@@ -42,6 +43,7 @@ Plan make_first_pass_plan(int isa, int64_t N, int64_t K, int64_t d, int64_t most
 struct Counters {
   int64_t cells = 0;     // candidate cells
   int64_t searched = 0;  // queries times runs of codes that took D over all codes
+  int64_t rounded = 0;   // queries times runs of codes that whole numbers settled
 };
 
 // One thread's search.  `workspace` holds plan.floats() floats.
@@ -64,8 +66,13 @@ class BlockSearch {
     int32_t cells[kMaxCells];
   };
 
+  bool pack(CodeRows codes, int64_t tiles);
+  bool round(float largest, int64_t tiles);
   void exclude_copies(CodeRows codes);
   void sweep(CodeRows codes, int64_t first, int64_t tiles, int64_t begin, int64_t end);
+  bool poor(const Counters& before, size_t unsettled, CodeRows codes, int64_t queries) const;
+  float limit(double distance, int64_t q) const;
+  float guess(float smallest, int64_t q) const;
   void find(int64_t q, CodeRows codes, const float* minima, int64_t count, Candidates& found) const;
   void settle(int64_t q, CodeRows codes, int64_t first, const Candidates& found);
   void evaluate();
@@ -73,8 +80,10 @@ class BlockSearch {
 
   Plan plan_;
   const FirstPass* pass_;
+  const RoundedPass* rounded_pass_;  // nullptr: not to be used, or no longer
   Certificate certificate_;
-  float *queries_, *packed_, *panels_, *minima_;
+  RoundedCertificate rounded_certificate_;
+  float *queries_, *packed_, *rounded_queries_, *panels_, *minima_;
   const float* centre_ = nullptr;
   int64_t count_ = 0;
   int64_t* keys_ = nullptr;
@@ -86,6 +95,11 @@ class BlockSearch {
   } pairs_;
   int64_t waiting_ = 0;
   std::vector<double> norms_;
+  // Of the run in hand, if its panels hold whole numbers: the scale, and the squared lengths of the rounded queries.
+  bool rounded_ = false;
+  float scale_ = 0;
+  double longest_ = 0;  // query of the block
+  std::vector<int32_t> squares_;
   std::vector<int64_t> unsettled_;
   // Whether codes are known to have many copies, and whether it is worth looking for some.
   bool copies_ = false, may_have_copies_ = true;

@@ -139,4 +139,4 @@ int64_t nearest(const float* x, CodeRows codes, int64_t d) {
 }  // namespace
 
 extern const FirstPass first_pass = {kFirstLanes, pack_codes, pack_plain, pack_queries,
-                                     score,       smallest,   at_most,    distances,  nearest};
+                                     score<FloatRows>, smallest,   at_most,    distances,  nearest};

@@ -21,6 +21,12 @@ constexpr double kMaxDistance = 0x1p98;
 // Codes with |c'|^2 / 2 of at least this can win for no query that remains; their score is kExcluded.
 constexpr float kOutlier = 0x1p99f;
 constexpr float kExcluded = FLT_MAX;
+// Vectors of the rounded pass are scaled to at most kMaxScaled, so that rounded ones, up to kMaxCertifiedDim numbers,
+// stay below kMaxRounded, a number fits into 16 bits and a score, at most 3 / 2 of its square, into 32.
+constexpr double kMaxScaled = 32000.0, kMaxRounded = 32767.0;
+constexpr int32_t kExcludedWord = INT32_MAX;
+// What a scaled number is off its whole number: rounding it, and the scaling's own error of 2^-24 of less than 2^15.
+constexpr double kRoundedBy = 0.5 + 0x1p-8;
 
 // The first pass computes s = |c'|^2 / 2 - x'.c' in float32, where x' = fl(x - m) and c' = fl(c - m).
 class Certificate {
@@ -35,11 +41,16 @@ class Certificate {
 
   // A code whose D is at most `distance` has a computed score of at most this; norm is |x'|.
   float limit(double distance, double norm) const {
-    const double radius = std::sqrt((distance + distance_underflow_) * (1 + distance_));  // |x - c|
-    const double shifted = (radius + 2 * shift_ * norm) * (1 + shift_);                  // |x' - c'|
+    const double shifted = reach(distance, norm);
     const double bound = 0.5 * (shifted - norm) * (shifted + norm) + slack(shifted, norm);
     const float rounded = static_cast<float>(bound);
     return rounded < bound ? next_up(rounded) : rounded;
+  }
+
+  // |x' - c'| of a code whose D is at most `distance` is at most this.
+  double reach(double distance, double norm) const {
+    const double radius = std::sqrt((distance + distance_underflow_) * (1 + distance_));  // |x - c|
+    return (radius + 2 * shift_ * norm) * (1 + shift_);
   }
 
   // About the largest score that can matter beside a smallest score; only speed depends on it.
@@ -62,6 +73,29 @@ class Certificate {
   }
 
   double score_, score_underflow_, shift_, distance_, distance_underflow_;
+};
+
+// The rounded first pass computes S = ceil(|C|^2 / 2) - X.C in whole numbers, where X and C are x' and c' times a scale,
+// rounded.
+class RoundedCertificate {
+ public:
+  explicit RoundedCertificate(int64_t d, double scale = 1.0)
+      : both_(2 * scale * kRoundedBy * std::sqrt(static_cast<double>(d))) {}
+
+  // A code with |x' - c'| of at most `reach`, scaled, has a score of at most this; square is |X|^2.
+  float limit(double reach, int32_t square) const {
+    const double distance = reach + both_;  // |X - C|
+    return static_cast<float>(0.5 * (distance * distance - square) + 1);
+  }
+
+  // About the largest score that can matter beside a smallest score; only speed depends on it.
+  float guess(float smallest, int32_t square) const {
+    const double distance = std::sqrt(std::max(0.0, 2.0 * smallest + square));  // |X - C| of the best
+    return limit(distance + 0.25 * both_, square);
+  }
+
+ private:
+  double both_;  // the errors of X and of C together
 };
 
 }  // namespace revq

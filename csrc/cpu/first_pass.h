@@ -1,4 +1,4 @@
-// The first pass of the search: scores of all codes by fused multiply-adds, a minimum per cell of codes.
+// The first pass of the search: scores of all codes, a minimum per cell of codes.
 //
 // A tile is lanes * cell codes: lane l of a register's vector i holds code l * cell + i, so that a cell, the codes of
 // one lane over the tile, lies together in the codebook.
@@ -10,14 +10,15 @@ namespace revq {
 
 // Queries are packed transposed in groups of 12: a kernel takes 12, 6, 4, 3, 2 or 1 of them at a time.
 constexpr int64_t kQueriesPerPack = 12;
-// Vectors that a kernel loads together: number j of a panel's codes is [j + 1][2][lanes]; row 0 is |c'|^2 / 2.
+// Vectors that a kernel loads together: a panel is [rows + 1][2][lanes] words.  Row 0 is |c'|^2 / 2; row j + 1 number j
+// of the codes, or, rounded to whole numbers, their numbers 2 j and 2 j + 1, two to a word.
 constexpr int64_t kVectorsPerPanel = 2;
 
-// Sizes of one call: queries [packs][d][12], tiles [tiles][cell / 2][d + 1][2][lanes], minima [count][stride], of
+// Sizes of one call: queries [packs][rows][12], tiles [tiles][cell / 2][rows + 1][2][lanes], minima [count][stride], of
 // which [tiles][lanes] are written.
 struct Scores {
   const float* queries;
-  int64_t count, d;
+  int64_t count, rows;
   const float* panels;
   int64_t tiles, cell;
   float* minima;
@@ -35,8 +36,9 @@ constexpr int64_t kMaxFirstLanes = 16;
 // One instruction set's clone.
 struct FirstPass {
   int64_t lanes;
-  // Centres, transposes and pads codes; false when a code holds a NaN.
-  bool (*pack_codes)(CodeRows codes, int64_t d, const float* centre, int64_t cell, int64_t tiles, float* panels);
+  // Centres, transposes and pads codes.  Returns the largest |c'|^2 / 2 among those that can win, with its rounding
+  // error; a NaN when a code holds one.
+  float (*pack_codes)(CodeRows codes, int64_t d, const float* centre, int64_t cell, int64_t tiles, float* panels);
   // Transposes codes for the tile of tile.h; lanes past the last code repeat it, and so never win there: their distance
   // is not smaller and their number is higher.
   void (*pack_plain)(CodeRows codes, int64_t d, const float* zeros, float* panels);
@@ -52,11 +54,26 @@ struct FirstPass {
   int64_t (*nearest)(const float* x, CodeRows codes, int64_t d);
 };
 
-// The clone for an instruction set that the machine has; nullptr when this build has none.
+// The first pass on rounded vectors: 16-bit whole numbers, two to a word, and sums that are exact.
+struct RoundedPass {
+  // Panels of pack_codes, times `scale`, in place; a scaled code's length is less than kMaxRounded.
+  void (*round_codes)(float* panels, int64_t d, int64_t count, float scale);
+  // Packs of pack_queries, times `scale`, to [packs][rows][12], and the squared lengths of the rounded queries.
+  void (*round_queries)(const float* packed, int64_t count, int64_t d, float scale, float* rounded, int32_t* squares);
+  void (*score)(const Scores& scores);
+};
+
+// The clones for an instruction set that the machine has; nullptr when this build has none, or, of the second, where
+// it would be no faster.
 const FirstPass* first_pass(int isa);
+const RoundedPass* rounded_pass(int isa);
 
 namespace baseline { extern const FirstPass first_pass; }
-namespace x86_64_v3 { extern const FirstPass first_pass; }
+namespace x86_64_v3 {
+extern const FirstPass first_pass;
+extern const RoundedPass rounded_pass;
+}
 namespace x86_64_v4 { extern const FirstPass first_pass; }
+namespace x86_64_v4_vnni { extern const RoundedPass rounded_pass; }
 
 }  // namespace revq

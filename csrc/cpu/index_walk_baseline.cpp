@@ -18,7 +18,7 @@ IndexKernels index_kernels(int isa) {
   if (isa == 0) return REVQ_INDEX_KERNELS(baseline);
 #if REVQ_X86_CLONES
   if (isa == 1) return REVQ_INDEX_KERNELS(x86_64_v3);
-  if (isa == 2) return REVQ_INDEX_KERNELS(x86_64_v4);
+  if (isa == 2 || isa == 3) return REVQ_INDEX_KERNELS(x86_64_v4);
 #endif
   return {};
 }

@@ -50,25 +50,34 @@ void exclude(float* panel, int64_t d, int64_t lane) {
   for (int64_t j = 1; j <= d; ++j) panel[j * kRow + lane] = 0.0f;
 }
 
-// Row 0 of a panel's vector v, and the lanes that it excludes; false when a code holds a NaN.
-REVQ_INLINE bool finish_vector(float* panel, int64_t d, int64_t v, Vec squared_norms) {
+// Row 0 of a panel's vector v, and the lanes that it excludes.  `largest` becomes at least every other lane's half norm;
+// false when a code holds a NaN.
+REVQ_INLINE bool finish_vector(float* panel, int64_t d, int64_t v, Vec squared_norms, Vec& largest) {
   float* half_norms = panel + v * kFirstLanes;
-  const Vec halves = squared_norms * everywhere(0.5f);
+  Vec halves = squared_norms * everywhere(0.5f);
   store_as(half_norms, halves);
-  if (lanes_at_most(halves, everywhere(kOutlier)) == (1u << kFirstLanes) - 1) return true;
   bool numbers = true;
-  for (int64_t lane = 0; lane < kFirstLanes; ++lane) {
-    if (half_norms[lane] <= kOutlier) continue;
-    numbers = numbers && half_norms[lane] == half_norms[lane];
-    exclude(panel, d, v * kFirstLanes + lane);
+  if (lanes_at_most(halves, everywhere(kOutlier)) != (1u << kFirstLanes) - 1) {
+    float kept[kFirstLanes] = {};
+    for (int64_t lane = 0; lane < kFirstLanes; ++lane) {
+      if (half_norms[lane] <= kOutlier) {
+        kept[lane] = half_norms[lane];
+      } else {
+        numbers = numbers && half_norms[lane] == half_norms[lane];
+        exclude(panel, d, v * kFirstLanes + lane);
+      }
+    }
+    halves = load_as<Vec>(kept);
   }
+  largest = larger(largest, halves);
   return numbers;
 }
 
 template <int D>
-bool pack_tiles(CodeRows codes, int64_t d, const float* centre, int64_t cell, int64_t tiles, float* panel) {
+float pack_tiles(CodeRows codes, int64_t d, const float* centre, int64_t cell, int64_t tiles, float* panel) {
   constexpr int64_t kRow = kVectorsPerPanel * kFirstLanes;
   bool numbers = true;
+  Vec largest = everywhere(0.0f);
   for (int64_t first = 0; first < tiles * kFirstLanes * cell; first += kFirstLanes * cell) {
     const int64_t left = codes.count - first;
     for (int64_t i = 0; i < cell; ++i) {
@@ -80,14 +89,14 @@ bool pack_tiles(CodeRows codes, int64_t d, const float* centre, int64_t cell, in
         const float* next = codes.rows + (first + kFirstLanes * (cell + i)) * codes.stride;
         for (int64_t j = 0; j < kFirstLanes * codes.stride; j += 16) __builtin_prefetch(next + j);
         const Vec sums = pack_rows<Vec, false, D>(Strided(base, cell * codes.stride), d, centre, to, kRow);
-        numbers = finish_vector(panel, d, v, sums) && numbers;
+        numbers = finish_vector(panel, d, v, sums, largest) && numbers;
       } else {  // the last tile: lanes past the last code repeat it, and are excluded
         const auto clamped = [&](int64_t lane) {
           const int64_t code = lane * cell + i;
           return codes.rows + (first + (code < left ? code : left - 1)) * codes.stride;
         };
         const Vec sums = pack_rows<Vec, false, D>(clamped, d, centre, to, kRow);
-        numbers = finish_vector(panel, d, v, sums) && numbers;
+        numbers = finish_vector(panel, d, v, sums, largest) && numbers;
         for (int64_t lane = 0; lane < kFirstLanes; ++lane) {
           if (lane * cell + i >= left) exclude(panel, d, v * kFirstLanes + lane);
         }
@@ -95,10 +104,10 @@ bool pack_tiles(CodeRows codes, int64_t d, const float* centre, int64_t cell, in
       if (v == kVectorsPerPanel - 1) panel += (d + 1) * kRow;
     }
   }
-  return numbers;
+  return numbers ? largest_lane(largest) : __builtin_nanf("");
 }
 
-bool pack_codes(CodeRows codes, int64_t d, const float* centre, int64_t cell, int64_t tiles, float* panels) {
+float pack_codes(CodeRows codes, int64_t d, const float* centre, int64_t cell, int64_t tiles, float* panels) {
   if (d == 4) return pack_tiles<4>(codes, d, centre, cell, tiles, panels);
   if (d == 8) return pack_tiles<8>(codes, d, centre, cell, tiles, panels);
   return pack_tiles<0>(codes, d, centre, cell, tiles, panels);

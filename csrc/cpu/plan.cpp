@@ -11,8 +11,8 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // The first pass pays when a query's share of it outweighs its candidates' D, and a code's that of packing it.
 constexpr int64_t kMinNumbersPerCodebook = 6144;
 constexpr int64_t kMinQueries = 12;
-// A block of queries shares one packing of the codes: 256 make packing a few per cent of the arithmetic.
-constexpr int64_t kQueriesPerBlock = 256;
+// A block of queries shares one packing of the codes: 512 make packing a few per cent of the arithmetic.
+constexpr int64_t kQueriesPerBlock = 512;
 constexpr int64_t kQueryFloats = int64_t{1} << 18;
 // A cell is as many codes as make its D cheap beside the scores of all codes.
 constexpr int64_t kNumbersPerCell = 512, kMaxCell = 32;
@@ -44,7 +44,7 @@ int64_t Plan::minima_stride() const { return (tiles + 1) * revq::first_pass(isa)
 
 int64_t Plan::floats() const {
   const int64_t rows = (queries + kQueriesPerPack) * d + 16;
-  return first_pass ? 2 * rows + codes_per_run() * (d + 1) + kQueriesPerSweep * minima_stride() : rows;
+  return first_pass ? 3 * rows + codes_per_run() * (d + 1) + kQueriesPerSweep * minima_stride() : rows;
 }
 
 Plan make_first_pass_plan(int isa, int64_t N, int64_t K, int64_t d, int64_t most_floats) {

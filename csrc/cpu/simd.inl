@@ -25,12 +25,14 @@ REVQ_INLINE void store_as(float* to, V value) {
 REVQ_INLINE Vec everywhere(float value) { return _mm512_set1_ps(value); }
 REVQ_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 REVQ_INLINE Vec smaller(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+REVQ_INLINE Vec larger(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 REVQ_INLINE float smallest_lane(Vec a) { return _mm512_reduce_min_ps(a); }
 REVQ_INLINE uint32_t lanes_at_most(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
 #elif REVQ_LANES == 8
 REVQ_INLINE Vec everywhere(float value) { return _mm256_set1_ps(value); }
 REVQ_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 REVQ_INLINE Vec smaller(Vec a, Vec b) { return _mm256_min_ps(a, b); }
+REVQ_INLINE Vec larger(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 REVQ_INLINE uint32_t lanes_at_most(Vec a, Vec b) {
   return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LE_OQ)));
 }
@@ -43,13 +45,16 @@ REVQ_INLINE uint32_t lanes_at_most(Vec a, Vec b) {
 #if defined(__aarch64__)
 REVQ_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return vfmaq_f32(c, a, b); }
 REVQ_INLINE Vec smaller(Vec a, Vec b) { return vminq_f32(a, b); }
+REVQ_INLINE Vec larger(Vec a, Vec b) { return vmaxq_f32(a, b); }
 #else
 // A product and a sum, each rounded; the certificate covers that too.
 REVQ_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return a * b + c; }
 #if defined(__SSE__)
 REVQ_INLINE Vec smaller(Vec a, Vec b) { return _mm_min_ps(a, b); }
+REVQ_INLINE Vec larger(Vec a, Vec b) { return _mm_max_ps(a, b); }
 #else
 REVQ_INLINE Vec smaller(Vec a, Vec b) { return a < b ? a : b; }
+REVQ_INLINE Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 #endif
 #endif
 #endif
@@ -62,8 +67,15 @@ REVQ_INLINE float smallest_lane(Vec a) {
 }
 #endif
 
+REVQ_INLINE float largest_lane(Vec a) {
+  float most = a[0];
+  for (int64_t i = 1; i < kFirstLanes; ++i) most = a[i] > most ? a[i] : most;
+  return most;
+}
+
 // Keeps a value in a register: gcc would otherwise fold its load into every use, and the load ports become the limit.
-REVQ_INLINE void pin(Vec& value) {
+template <typename V>
+REVQ_INLINE void pin(V& value) {
 #if defined(__AVX__)
   asm("" : "+v"(value));
 #elif defined(__SSE__)

@@ -24,7 +24,7 @@ struct Best {
 using SearchTile = void (*)(const float* queries, int64_t count, int64_t d, const float* panels, int64_t num_panels,
                             int32_t first_panel, Best* best);
 
-// 0 baseline, 1 x86-64-v3, 2 x86-64-v4: the clone that this machine runs.
+// 0 baseline, 1 x86-64-v3, 2 x86-64-v4, 3 x86-64-v4 with VNNI: the clones that this machine runs.
 int cpu_isa();
 
 // The clone of the tile for an instruction set that the machine has; nullptr when this build has none.

@@ -14,5 +14,6 @@ namespace revq::x86_64_v3 {
 #include "score.inl"
 #include "pack.inl"
 #include "candidates.inl"
+#include "rounded.inl"
 }  // namespace revq::x86_64_v3
 #endif

@@ -2,6 +2,8 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
+#include <cmath>
 #include <limits>
 #include <memory>
 #include <stdexcept>
@@ -93,14 +95,16 @@ py::array_t<float> run_bound(int isa, const Floats& queries, const Floats& boxes
   return bounds;
 }
 
-// queries [n, d], codes [K, d], centre [d] -> (index [n], candidate cells, queries that took D over a run of codes).
+// queries [n, d], codes [K, d], centre [d] -> (index [n], candidate cells, queries times runs of codes that took D over
+// all, and that whole numbers settled).
 py::tuple search(int isa, const Floats& queries, const Floats& codes, const Floats& centre, double certificate_scale,
-                 int64_t tiles) {
+                 int64_t tiles, bool rounded) {
   check_isa(isa);
   const int64_t n = queries.shape(0), K = codes.shape(0), d = codes.shape(1);
   if (n == 0 || queries.shape(1) != d || centre.shape(0) != d) throw std::invalid_argument("expected one d, and n > 0");
   revq::Plan plan = revq::make_first_pass_plan(isa, n, K, d);
   plan.certificate_scale = certificate_scale;
+  plan.rounded = rounded;
   if (tiles > 0) plan.tiles = std::min(plan.tiles, tiles);
   std::vector<float> memory(plan.floats() + 16);
   std::vector<int64_t> keys(n, revq::kNoKey);
@@ -116,36 +120,53 @@ py::tuple search(int isa, const Floats& queries, const Floats& codes, const Floa
   }
   py::array_t<int64_t> index(n);
   for (int64_t i = 0; i < n; ++i) index.mutable_at(i) = revq::code_of(keys[i]);
-  return py::make_tuple(index, block.counters().cells, block.counters().searched);
+  return py::make_tuple(index, block.counters().cells, block.counters().searched, block.counters().rounded);
 }
 
 // queries [n, d], codes [K, d], distance [n, K] (D of the contract) -> limit(D) - computed score, [n, K]: what the
 // certificate leaves of its slack, negative for a counterexample; inf for codes and queries that it does not speak of.
+// In whole numbers, limit and score are those of vectors scaled to a length of at most `longest`.
 Floats margins(int isa, const Floats& queries, const Floats& codes, const Floats& centre, const Floats& distance,
-               double certificate_scale) {
+               double certificate_scale, double longest) {
   check_isa(isa);
+  const bool rounded = longest > 0;
   const revq::FirstPass& pass = *revq::first_pass(isa);
+  const revq::RoundedPass* rounding = revq::rounded_pass(isa);
+  if (rounded && (rounding == nullptr || longest > revq::kMaxScaled)) throw std::invalid_argument("no such pass");
   const int64_t n = queries.shape(0), K = codes.shape(0), d = codes.shape(1), cell = revq::kVectorsPerPanel;
   const int64_t tiles = (K + pass.lanes - 1) / pass.lanes, padded = n + revq::kQueriesPerPack;
   std::vector<float> rows(cell * K * d);  // every code fills a cell of its own
   for (int64_t i = 0; i < cell * K; ++i) std::copy_n(codes.data(i / cell, 0), d, rows.data() + i * d);
-  std::vector<float> panels(tiles * pass.lanes * cell * (d + 1)), packed(padded * d);
+  std::vector<float> panels(tiles * pass.lanes * cell * (d + 1)), packed(padded * d), whole(padded * d);
   std::vector<float> minima(padded * tiles * pass.lanes);
   std::vector<double> norms(padded);
+  std::vector<int32_t> squares(padded);
   const revq::KeepDenormals guard;
-  if (!pass.pack_codes({rows.data(), d, cell * K}, d, centre.data(), cell, tiles, panels.data())) {
-    throw std::invalid_argument("a code holds a NaN");
-  }
+  const float largest = pass.pack_codes({rows.data(), d, cell * K}, d, centre.data(), cell, tiles, panels.data());
+  if (std::isnan(largest)) throw std::invalid_argument("a code holds a NaN");
   pass.pack_queries(queries.data(), n, d, centre.data(), packed.data(), norms.data());
-  pass.score({packed.data(), n, d, panels.data(), tiles, cell, minima.data(), tiles * pass.lanes});
+  revq::Scores scores{packed.data(), n, d, panels.data(), tiles, cell, minima.data(), tiles * pass.lanes};
+  float scale = 1;
+  if (rounded) {
+    const double most = std::max(*std::max_element(norms.begin(), norms.begin() + n), std::sqrt(2.0 * largest));
+    scale = static_cast<float>(longest / most);
+    rounding->round_codes(panels.data(), d, tiles * cell / revq::kVectorsPerPanel, scale);
+    rounding->round_queries(packed.data(), n, d, scale, whole.data(), squares.data());
+    scores.queries = whole.data();
+    scores.rows = (d + 1) / 2;
+  }
+  (rounded ? rounding->score : pass.score)(scores);
   const revq::Certificate certificate(d, certificate_scale);
+  const revq::RoundedCertificate whole_certificate(d, certificate_scale);
   Floats result({n, K});
   for (int64_t q = 0; q < n; ++q) {
     for (int64_t k = 0; k < K; ++k) {
       const float score = minima[q * tiles * pass.lanes + k], D = distance.at(q, k);
       const bool covered = norms[q] <= revq::kMaxNorm && D <= revq::kMaxDistance;
-      result.mutable_at(q, k) =
-          covered ? certificate.limit(D, norms[q]) - score : std::numeric_limits<float>::infinity();
+      const float limit = !covered  ? std::numeric_limits<float>::infinity()
+                          : rounded ? whole_certificate.limit(certificate.reach(D, norms[q]) * scale, squares[q])
+                                    : certificate.limit(D, norms[q]);
+      result.mutable_at(q, k) = limit - score;
     }
   }
   return result;
@@ -162,7 +183,9 @@ PYBIND11_MODULE(_dev, m) {
   m.def("run_bound", &run_bound);
   m.def("run_tile", &run_tile, py::arg("isa"), py::arg("queries"), py::arg("panels"), py::arg("first_panel") = 0);
   m.def("search", &search, py::arg("isa"), py::arg("queries"), py::arg("codes"), py::arg("centre"),
-        py::arg("certificate_scale") = 1.0, py::arg("tiles") = 0);
+        py::arg("certificate_scale") = 1.0, py::arg("tiles") = 0, py::arg("rounded") = true);
   m.def("margins", &margins, py::arg("isa"), py::arg("queries"), py::arg("codes"), py::arg("centre"),
-        py::arg("distance"), py::arg("certificate_scale") = 1.0);
+        py::arg("distance"), py::arg("certificate_scale") = 1.0, py::arg("longest") = 0.0);
+  m.def("has_rounded_pass", [](int isa) { return revq::rounded_pass(isa) != nullptr; });
+  m.attr("MAX_SCALED") = revq::kMaxScaled;
 }

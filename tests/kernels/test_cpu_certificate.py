@@ -9,8 +9,14 @@ import torch
 
 dev = pytest.importorskip("revq_kernels._dev", reason="the tests' window is built with REVQ_DEV=1")
 
-CLONES = range(dev.cpu_isa() + 1)
+CLONES = [
+    *((isa, False) for isa in range(min(dev.cpu_isa(), 2) + 1)),
+    *((isa, True) for isa in range(dev.cpu_isa() + 1) if dev.has_rounded_pass(isa)),
+]
+"""Instruction set, and whether the first pass rounds to whole numbers."""
 TRIALS = 150
+LONGEST = 4096.0
+"""Whole numbers are scaled to this length, or, every third time, to the greatest there is."""
 
 
 def contract_distance(x: np.ndarray, codes: np.ndarray) -> np.ndarray:
@@ -64,11 +70,31 @@ def swamped(rng, n, k, d):
     return codes[rng.integers(0, k, n)], codes
 
 
+def halfway(rng, n, k, d):
+    """Numbers beside n + 1/2 once scaled: all of a query's are rounded down, all of a code's up, away from it."""
+    sign, beside = rng.choice([-1, 1], d), rng.uniform(2.0**-8, 2.0**-6)
+    x = sign * (rng.integers(0, 8, (n, d)) + 0.5 - beside)
+    codes = sign * (rng.integers(8, 16, (k, d)) + 0.5 + beside)
+    x[0] = 0
+    x[0, 0] = LONGEST  # so that the scale is a power of two
+    return x, codes
+
+
+def opposite(rng, n, k, d):
+    """Queries and codes of the greatest length, which makes the greatest scores, and some of no length."""
+    x, codes = np.zeros((n, d)), np.zeros((k, d))
+    x[::2, rng.integers(d)] = 1.0
+    codes[::2] = -x[0]
+    codes[1::4] = x[0] + 2.0**-12 * rng.standard_normal((len(codes[1::4]), d))
+    return x, codes
+
+
 ATTACKS = [random_exponents, near_ties, powers_of_two, cancelling, swamped]
 
 
-def smallest_margin(isa: int, attack, seed: int, certificate_scale: float = 1.0) -> float:
+def smallest_margin(clone: tuple[int, bool], attack, seed: int, certificate_scale: float = 1.0) -> float:
     """Relative to the slack that the whole bound gives."""
+    isa, rounded = clone
     rng = np.random.default_rng(seed)
     least = np.inf
     for trial in range(TRIALS):
@@ -79,39 +105,50 @@ def smallest_margin(isa: int, attack, seed: int, certificate_scale: float = 1.0)
         centre = np.zeros(d, np.float32) if trial % 2 else codes[:8].mean(0)
         with np.errstate(all="ignore"):
             distance = contract_distance(x, codes)
-        tight = dev.margins(isa, x, codes, centre, distance, certificate_scale)
-        whole = dev.margins(isa, x, codes, centre, distance, 1.0)
-        none = dev.margins(isa, x, codes, centre, distance, 0.0)  # underflow's share alone
+        longest = 0.0 if not rounded else LONGEST if trial % 3 else dev.MAX_SCALED
+        tight = dev.margins(isa, x, codes, centre, distance, certificate_scale, longest)
+        whole = dev.margins(isa, x, codes, centre, distance, 1.0, longest)
+        none = dev.margins(isa, x, codes, centre, distance, 0.0, longest)  # the share of underflow, or of halves, alone
         covered = np.isfinite(whole)
         slack = whole[covered] - none[covered]
         least = min(least, float((tight[covered][slack > 0] / slack[slack > 0]).min(initial=np.inf)))
     return least
 
 
-@pytest.mark.parametrize("isa", CLONES)
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_no_counterexample(isa, attack):
-    assert smallest_margin(isa, attack, seed=1) >= 0
+@pytest.mark.parametrize("clone", CLONES, ids=str)
+@pytest.mark.parametrize("attack", [*ATTACKS, halfway, opposite])
+def test_no_counterexample(clone, attack):
+    assert smallest_margin(clone, attack, seed=1) >= 0
 
 
-@pytest.mark.parametrize("isa", CLONES)
-def test_the_search_would_find_a_constant_eight_times_too_small(isa):
-    for attack in ATTACKS:
-        assert smallest_margin(isa, attack, seed=1, certificate_scale=1 / 8) < 0, attack.__name__
+@pytest.mark.parametrize("clone", CLONES, ids=str)
+def test_the_search_would_find_a_constant_eight_times_too_small(clone):
+    for attack in ATTACKS if not clone[1] else (halfway, near_ties, random_exponents):
+        assert smallest_margin(clone, attack, seed=1, certificate_scale=1 / 8) < 0, attack.__name__
 
 
-@pytest.mark.parametrize("isa", CLONES)
-def test_without_the_slack_the_index_is_wrong(isa):
+@pytest.mark.parametrize("clone", [clone for clone in CLONES if clone[1]], ids=str)
+def test_the_bound_of_whole_numbers_is_nearly_reached(clone):
+    assert 0 <= smallest_margin(clone, halfway, seed=1) < 0.1
+
+
+@pytest.mark.parametrize("clone", CLONES, ids=str)
+def test_without_the_slack_the_index_is_wrong(clone):
     """And with it, it is right, on the same data."""
+    isa, rounded = clone
     rng = np.random.default_rng(3)
-    wrong = {0.0: 0, 1.0: 0}
+    wrong, settled = {0.0: 0, 1.0: 0}, 0
     for _ in range(TRIALS):
-        x, codes = (array.astype(np.float32) for array in near_ties(rng, 24, 64, int(rng.choice([1, 2, 4, 16, 33]))))
+        d = int(rng.choice([2, 4, 16, 33] if rounded else [1, 2, 4, 16, 33]))
+        x, codes = (array.astype(np.float32) for array in near_ties(rng, 24, 64, d))
         expected = contract_distance(x, codes).argmin(1)
         for scale in wrong:
-            index, _, _ = dev.search(isa, x, codes, np.zeros(x.shape[1], np.float32), certificate_scale=scale)
+            centre = codes.mean(0) if rounded else np.zeros(d, np.float32)
+            index, _, _, whole = dev.search(isa, x, codes, centre, certificate_scale=scale, rounded=rounded)
             wrong[scale] += int((index != expected).sum())
+            settled += whole
     assert wrong[1.0] == 0 < wrong[0.0]
+    assert (settled > 0) == rounded
 
 
 def test_torch_agrees_with_the_distance_used_here():

@@ -9,15 +9,30 @@ from revq_kernels.testing import contract_index, problems
 
 dev = pytest.importorskip("revq_kernels._dev", reason="the tests' window is built with REVQ_DEV=1")
 
-CLONES = range(dev.cpu_isa() + 1)
+ISAS = range(dev.cpu_isa() + 1)
+CLONES = [
+    *((isa, False) for isa in ISAS if isa < 3),  # 3 differs from 2 in the rounded pass alone
+    *((isa, True) for isa in ISAS if dev.has_rounded_pass(isa)),
+]
+"""Instruction set, and whether the first pass rounds to whole numbers."""
 PROBLEMS = [p for p in problems() if p.x.numel() > 0]
 
 
-def search(isa: int, x: torch.Tensor, codes: torch.Tensor, centre: torch.Tensor | None = None, tiles: int = 0):
-    """x ``[n, d]``, codes ``[K, d]`` -> (indices, candidate cells, queries that took D over a run of codes)."""
+def counted_search(
+    clone: tuple[int, bool], x: torch.Tensor, codes: torch.Tensor, centre: torch.Tensor | None = None, tiles: int = 0
+):
+    """x ``[n, d]``, codes ``[K, d]`` -> (indices, candidate cells, and queries times runs of codes that took D over
+    all codes, and that whole numbers settled)."""
     centre = codes.float().mean(0).nan_to_num(0.0, 0.0, 0.0) if centre is None else centre
-    index, cells, searched = dev.search(isa, x.float().numpy(), codes.float().numpy(), centre.numpy(), tiles=tiles)
-    return torch.from_numpy(index), cells, searched
+    isa, rounded = clone
+    arrays = (x.float().numpy(), codes.float().numpy(), centre.numpy())
+    index, *counters = dev.search(isa, *arrays, tiles=tiles, rounded=rounded)
+    return torch.from_numpy(index), *counters
+
+
+def search(*arguments, **named):
+    """The first three of `counted_search`."""
+    return counted_search(*arguments, **named)[:3]
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=[p.name for p in PROBLEMS])
@@ -25,58 +40,58 @@ def test_every_clone_gives_the_contracts_index(problem):
     num_groups, _, d = problem.codebook.shape
     queries = problem.x.reshape(-1, num_groups, d)
     expected = contract_index(queries, problem.codebook)
-    for isa in CLONES:
+    for clone in CLONES:
         for tiles in (0, 1):  # all codes in few runs, and in many
             for g in range(num_groups):
-                index, _, _ = search(isa, queries[:, g], problem.codebook[g], tiles=tiles)
-                assert torch.equal(index, expected[:, g]), (isa, tiles, g)
+                index, _, _ = search(clone, queries[:, g], problem.codebook[g], tiles=tiles)
+                assert torch.equal(index, expected[:, g]), (clone, tiles, g)
 
 
-@pytest.mark.parametrize("isa", CLONES)
+@pytest.mark.parametrize("clone", CLONES, ids=str)
 @pytest.mark.parametrize("d", [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 31, 64, 129, 256, 512])
-def test_every_d_and_ragged_sizes(isa, d):
+def test_every_d_and_ragged_sizes(clone, d):
     for n, k in ((1, 1), (13, 50), (29, 700), (265, 2049 if d < 64 else 97)):
         x, codes = torch.randn(n, d), torch.randn(k, d)
         expected = contract_index(x[:, None], codes[None])[:, 0]
-        index, _, searched = search(isa, x, codes)
+        index, _, searched = search(clone, x, codes)
         assert torch.equal(index, expected)
         assert searched == 0 or d == 1  # on a line, many codes are nearly as near
 
 
-@pytest.mark.parametrize("isa", CLONES)
+@pytest.mark.parametrize("clone", CLONES, ids=str)
 @pytest.mark.parametrize("d", [4, 8, 64])
-def test_plain_data_settle_in_one_cell_and_twins_in_two(isa, d):
+def test_plain_data_settle_in_one_cell_and_twins_in_two(clone, d):
     x, codes = torch.randn(256, d), torch.randn(4096, d)
-    _, cells, searched = search(isa, x, codes)
+    _, cells, searched = search(clone, x, codes)
     assert searched == 0
     plain = cells
     assert plain <= 4 * 256  # about one in every run of codes that holds a new best
     twins = codes.clone()
     twins[torch.randperm(4096)[:1638]] = codes[torch.randint(0, 4096, (1638,))]  # 40 %
-    _, cells, searched = search(isa, x, twins)
+    _, cells, searched = search(clone, x, twins)
     assert searched == 0
     assert cells <= plain + 256
 
 
-@pytest.mark.parametrize("isa", CLONES)
+@pytest.mark.parametrize("clone", CLONES, ids=str)
 @pytest.mark.parametrize("offset", [10.0, 1000.0])
-def test_an_offset_changes_no_path(isa, offset):
+def test_an_offset_changes_no_path(clone, offset):
     x, codes = torch.randn(256, 8) + offset, torch.randn(4096, 8) + offset
-    index, cells, searched = search(isa, x, codes)
+    index, cells, searched = search(clone, x, codes)
     assert torch.equal(index, contract_index(x[:, None], codes[None])[:, 0])
     assert searched == 0
     assert cells <= 4 * 256
-    _, cells_off_centre, searched = search(isa, x, codes, centre=torch.zeros(8))
+    _, cells_off_centre, searched = search(clone, x, codes, centre=torch.zeros(8))
     assert cells_off_centre + 256 * searched > cells or offset < 100  # the centre is what does it
 
 
-@pytest.mark.parametrize("isa", CLONES)
-def test_what_no_bound_can_settle_is_searched(isa):
+@pytest.mark.parametrize("clone", CLONES, ids=str)
+def test_what_no_bound_can_settle_is_searched(clone):
     """The fallback, reason by reason, for these queries and no others; its index is the contract's too."""
     x, codes = torch.randn(60, 4), torch.randn(1000, 4)
 
     def searched(x, codes):
-        index, _, count = search(isa, x, codes)
+        index, _, count = search(clone, x, codes)
         assert torch.equal(index, contract_index(x[:, None], codes[None])[:, 0])
         return count
 
@@ -98,21 +113,47 @@ def test_what_no_bound_can_settle_is_searched(isa):
     assert searched(x, outlier) == 60
 
 
-@pytest.mark.parametrize("isa", CLONES)
+@pytest.mark.parametrize("isa", [isa for isa, rounded in CLONES if rounded])
+@pytest.mark.parametrize("d", [2, 3, 4, 8, 17, 64])
+def test_when_whole_numbers_are_used(isa, d):
+    """With queries enough, and no longer where a far vector takes the precision from all others."""
+
+    def settled_by_whole_numbers(x, codes, **named):
+        index, cells, searched, rounded = counted_search((isa, True), x, codes, **named)
+        assert torch.equal(index, contract_index(x[:, None], codes[None])[:, 0])
+        assert searched <= len(x) // 100 * 5  # a far query's own: all codes are nearly as near
+        assert cells <= 30 * len(x)
+        return rounded
+
+    x, codes = torch.randn(300, d), torch.randn(4096, d)
+    centre = torch.zeros(d)
+    assert settled_by_whole_numbers(x, codes) >= 300
+    assert settled_by_whole_numbers(1e-9 * x, 1e-9 * codes) >= 300
+    assert settled_by_whole_numbers(x[:23], codes) == 0
+    assert settled_by_whole_numbers(x[:, :1].clone(), codes[:, :2:2].clone() + 3.0 * torch.arange(4096)[:, None]) == 0
+    for far in (x, codes):
+        before = far[77].clone()
+        far[77] = 1e5
+        assert settled_by_whole_numbers(x, codes, centre=centre) == 0
+        far[77] = before
+    assert settled_by_whole_numbers(x, codes) >= 300
+
+
+@pytest.mark.parametrize("clone", CLONES, ids=str)
 @pytest.mark.parametrize(("d", "k", "rows"), [(4, 1000, 1), (4, 5003, 40), (8, 9001, 60), (33, 3000, 9), (3, 3001, 2)])
 @pytest.mark.parametrize("tiles", [0, 1])
-def test_copies_are_left_out(isa, d, k, rows, tiles):
+def test_copies_are_left_out(clone, d, k, rows, tiles):
     """Many copies of each code: found, excluded but for the first, and nothing is left to D over all codes."""
     x, codes = torch.randn(300, d), torch.randn(rows, d)
     codes = codes[torch.randint(0, rows, (k,))]
     codes[k // 2 :, 0] += 0.5 * (torch.arange(k - k // 2) % 2)
     codes[codes == 0] = -0.0  # other bits, the same number
-    index, _, searched = search(isa, x, codes, tiles=tiles)
+    index, _, searched = search(clone, x, codes, tiles=tiles)
     assert torch.equal(index, contract_index(x[:, None], codes[None])[:, 0])
     assert searched == 0
     zeros = torch.zeros(1000, d)
     zeros[torch.randperm(1000)[:500]] = -0.0
-    index, _, _ = search(isa, x, zeros, tiles=tiles)
+    index, _, _ = search(clone, x, zeros, tiles=tiles)
     assert torch.equal(index, contract_index(x[:, None], zeros[None])[:, 0])
 
 

@@ -1,0 +1,18 @@
+// The rounded first pass for x86-64-v4 with VNNI; empty where the compiler or the processor family has no such clone.
+#if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__)  // REVQ_X86_CLONES of tile.h
+#pragma GCC target("arch=x86-64-v4,avx512vnni")
+// gcc 12 warns of its own header: an undefined lane is a variable initialised with itself there.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+
+#include "certificate.h"
+#include "first_pass.h"
+#define REVQ_LANES 16
+
+namespace revq::x86_64_v4_vnni {
+#include "simd.inl"
+#include "score.inl"
+#include "rounded.inl"
+}  // namespace revq::x86_64_v4_vnni
+#endif
