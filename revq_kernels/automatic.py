@@ -1,6 +1,6 @@
 """`AutomaticIndex`: lets a `CodebookIndex` answer where that is faster, without being asked and without trusting anybody.
 
-A tree costs about as much to build as brute force costs for three thousand queries, pays for itself where it visits few
+A tree costs about as much to build as brute force costs for five thousand queries, pays for itself where it visits few
 codes, and loses where it visits many.  So: brute force until a build is cheap beside what was spent, or beside what the
 next calls save; then a trial on a few queries; then the tree, for as long as the visits it measures stay low.  Before each
 search of the tree all bytes of the codebook are read and compared with what it was built from, by a keyed digest (`holds`):
@@ -24,16 +24,16 @@ LEAST_CODES = 4096
 """Below this K brute force is a match for any tree."""
 LEAST_ROWS, LEAST_PAIRS = 64, 96 * 4096
 """Below this N, or N * K, comparing the codebook takes longer than the tree saves, and the books are felt."""
-MOST_COST = 0.1
-"""A tree must cost no more than this share of visiting all leaves: brute force breaks even at 0.13 (d = 16) to 0.3."""
+MOST_COST = 0.08
+"""A tree must cost no more than this share of visiting all leaves: brute force breaks even at 0.09 (d = 12) to 0.2."""
 TRIAL_CODES, TRIAL_ROWS = 2048, 32
 """A trial on so few codes is over in 0.3 ms; `_predict` says what it means for all of them."""
 HOPELESS_COST = 0.3
 """Where the prediction of a later trial is above this, not even a larger trial is made."""
-LEAST_WORK = 1 << 30
+LEAST_WORK = 1 << 31
 """Numbers (N * G * K * d, d up to 16) that brute force has compared before a trial: a few per cent of the time."""
-ROWS_PER_LEVEL = 256
-"""Queries per group that brute force answers in the time of one level of a build (d = 4: 300, d = 8: 170, d = 12: 130)."""
+ROWS_PER_LEVEL = 400
+"""Queries per group that brute force answers in the time of one level of a build (d = 4: 450, d = 8: 270, d = 12: 215)."""
 MOST_LOSS, CALLS, LEAST_SAVING = 0.05, 40, 0.8
 """A build takes no more than this share of the time so far, or pays for itself within so many calls, by saving this share
 (0.8 at d = 4, where a build costs what is said above; 0.55 at d = 8, where it costs half of that)."""

@@ -25,6 +25,7 @@ constexpr float kExcluded = FLT_MAX;
 // stay below kMaxRounded, a number fits into 16 bits and a score, at most 3 / 2 of its square, into 32.
 constexpr double kMaxScaled = 32000.0, kMaxRounded = 32767.0;
 constexpr int32_t kExcludedWord = INT32_MAX;
+constexpr double kMostLimit = 2147483520.0;  // the float32 before kExcludedWord's; every score is smaller
 // What a scaled number is off its whole number: rounding it, and the scaling's own error of 2^-24 of less than 2^15.
 constexpr double kRoundedBy = 0.5 + 0x1p-8;
 
@@ -85,7 +86,7 @@ class RoundedCertificate {
   // A code with |x' - c'| of at most `reach`, scaled, has a score of at most this; square is |X|^2.
   float limit(double reach, int32_t square) const {
     const double distance = reach + both_;  // |X - C|
-    return static_cast<float>(0.5 * (distance * distance - square) + 1);
+    return static_cast<float>(std::min(kMostLimit, 0.5 * (distance * distance - square) + 1));
   }
 
   // About the largest score that can matter beside a smallest score; only speed depends on it.

@@ -140,6 +140,17 @@ def test_when_whole_numbers_are_used(isa, d):
 
 
 @pytest.mark.parametrize("clone", CLONES, ids=str)
+@pytest.mark.parametrize("d", [2, 4, 33])
+def test_runs_of_codes_of_very_different_lengths(clone, d):
+    """What one run leaves as the best is far beyond the next run's scale, and the last run is not full."""
+    codes = torch.randn(2100, d) * 100.0 ** torch.linspace(2, -2, 2100)[:, None]
+    for x in (torch.randn(50, d), 0.01 * torch.randn(50, d), codes[::42] * 1.1):
+        for order in (codes, codes.flip(0)):
+            index, _, _ = search(clone, x, order.contiguous(), centre=torch.zeros(d), tiles=1)
+            assert torch.equal(index, contract_index(x[:, None], order[None])[:, 0])
+
+
+@pytest.mark.parametrize("clone", CLONES, ids=str)
 @pytest.mark.parametrize(("d", "k", "rows"), [(4, 1000, 1), (4, 5003, 40), (8, 9001, 60), (33, 3000, 9), (3, 3001, 2)])
 @pytest.mark.parametrize("tiles", [0, 1])
 def test_copies_are_left_out(clone, d, k, rows, tiles):
