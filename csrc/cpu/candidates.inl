@@ -116,10 +116,12 @@ int64_t nearest_of(const float* x, CodeRows codes, int64_t d) {
     if (left >= 2 * kFirstLanes) {
       low = distances_to<D>(x, Strided(base, codes.stride), d);
       high = distances_to<D>(x, Strided(base + kFirstLanes * codes.stride, codes.stride), d);
+    } else if (left == kFirstLanes) {
+      low = high = distances_to<D>(x, Strided(base, codes.stride), d);
     } else {  // places past the last code repeat it: a higher number, which never wins
       const auto clamped = [&](int64_t i) { return base + (i < left ? i : left - 1) * codes.stride; };
       low = distances_to<D>(x, clamped, d);
-      high = left <= kFirstLanes ? low : distances_to<D>(x, [&](int64_t i) { return clamped(kFirstLanes + i); }, d);
+      high = left < kFirstLanes ? low : distances_to<D>(x, [&](int64_t i) { return clamped(kFirstLanes + i); }, d);
     }
     const float least = smallest_lane(smaller(low, high));
     const Vec all = everywhere(least);

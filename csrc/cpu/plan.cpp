@@ -9,18 +9,18 @@ namespace {
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The first pass pays when a query's share of it outweighs its candidates' D, and a code's that of packing it.
-constexpr int64_t kMinNumbersPerCodebook = 6144;
+constexpr int64_t kMinNumbersPerCodebook = 3072;
 constexpr int64_t kMinQueries = 12;
 // A block of queries shares one packing of the codes: 512 make packing a few per cent of the arithmetic.
 constexpr int64_t kQueriesPerBlock = 512;
 constexpr int64_t kQueryFloats = int64_t{1} << 18;
-// A cell is as many codes as make its D cheap beside the scores of all codes.
-constexpr int64_t kNumbersPerCell = 512, kMaxCell = 32;
+// A cell is as many codes as make its D cheap beside the scores of all codes, and beside the minima of all cells.
+constexpr int64_t kNumbersPerCell = 512, kMaxCell = 32, kCodesPerSquare = 16;
 // The minima of a run, and its packed codes, stay in the second-level cache.
 constexpr int64_t kMinimaFloats = 3 * (int64_t{1} << 14), kPanelFloats = int64_t{1} << 18;
 
-// The queries of a block stand in memory twice, and take at most half of it.
-constexpr int64_t kShareOfQueries = 4;
+// The queries of a block stand in memory up to three times, and take at most half of it.
+constexpr int64_t kShareOfQueries = 6;
 
 // Beyond this a tile's packed codes leave the second-level cache.
 constexpr int64_t kMaxFirstPassDim = 4096;
@@ -51,7 +51,10 @@ Plan make_first_pass_plan(int isa, int64_t N, int64_t K, int64_t d, int64_t most
   Plan plan{.isa = isa, .first_pass = true, .d = d, .queries = queries_per_block(N, d, most_floats)};
   const int64_t lanes = first_pass(isa)->lanes;
   plan.cell = kMaxCell;
-  while (plan.cell > kVectorsPerPanel && (plan.cell * d > kNumbersPerCell || plan.cell * lanes * 2 > K)) plan.cell /= 2;
+  const auto too_large = [&] {
+    return plan.cell * d > kNumbersPerCell || plan.cell * plan.cell * kCodesPerSquare > K || plan.cell * lanes * 2 > K;
+  };
+  while (plan.cell > kVectorsPerPanel && too_large()) plan.cell /= 2;
   const int64_t all = divide_up(K, plan.codes_per_tile());
   const int64_t most = std::max<int64_t>(
       1, std::min(kMinimaFloats / (kQueriesPerSweep * lanes), kPanelFloats / (plan.codes_per_tile() * (d + 1))));
