@@ -28,6 +28,8 @@ constexpr int kProbes = 8;
 // than this is far from float's limits.
 constexpr int64_t kMinRoundedDim = 2, kMinRoundedQueries = 24;
 constexpr double kMinLength = 0x1p-60;
+// A scale leaves room for a next run with codes that are a little longer, which then keeps it.
+constexpr double kRoom = 0.97;
 // Beside a query's usual candidate cells, one D of a code costs as much as whole numbers save on so many scores.
 constexpr int64_t kUsualCells = 3, kScoresPerDistance = 64;
 
@@ -83,27 +85,33 @@ void BlockSearch::search(CodeRows codes, int64_t first) {
     for (int64_t begin = 0; begin < count_; begin += kQueriesPerSweep) {
       const int64_t end = std::min(begin + kQueriesPerSweep, count_);
       const size_t settled = unsettled_.size();
-      for (;; unsettled_.resize(settled)) {  // once more, prepared better
-        const Counters before = counters_;
-        sweep(codes, first, tiles, begin, end);
-        const size_t unsettled = unsettled_.size() - settled;
-        if (!copies_ && may_have_copies_ && unsettled >= kManyUnsettled) {
-          exclude_copies(codes);
-          if (copies_) continue;
-        }
-        if (!rounded_) break;
-        if (!poor(before, unsettled, codes, end - begin)) {
-          counters_.rounded += end - begin;
-          break;
-        }
-        rounded_pass_ = nullptr;
-        pack(codes, tiles);
-      }
+      while (!settle_sweep(codes, first, tiles, begin, end)) unsettled_.resize(settled);  // once more, prepared better
     }
   }
   if (unsettled_.empty()) return;
   counters_.searched += static_cast<int64_t>(unsettled_.size());
   direct_.search(queries_, unsettled_, codes, first, keys_);
+}
+
+// One sweep.  False when it went badly and the next one will not: copies are left out now, or whole numbers given up.
+// Each happens at most once for a run of codes.
+bool BlockSearch::settle_sweep(CodeRows codes, int64_t first, int64_t tiles, int64_t begin, int64_t end) {
+  const Counters before = counters_;
+  const size_t settled = unsettled_.size();
+  sweep(codes, first, tiles, begin, end);
+  const size_t unsettled = unsettled_.size() - settled;
+  if (!copies_ && may_have_copies_ && unsettled >= kManyUnsettled) {
+    exclude_copies(codes);
+    if (copies_) return false;
+  }
+  if (!rounded_) return true;
+  if (poor(before, unsettled, codes, end - begin)) {
+    rounded_pass_ = nullptr;
+    pack(codes, tiles);
+    return false;
+  }
+  counters_.rounded += end - begin;
+  return true;
 }
 
 // Panels of the run.  False when a code holds a NaN: it wins by the contract, wherever it stands, and no score tells
@@ -121,7 +129,7 @@ bool BlockSearch::round(float largest, int64_t tiles) {
   const double longest = std::max(longest_, std::sqrt(2.0 * largest));
   if (!(longest >= kMinLength)) return false;
   if (const double scaled = scale_ * longest; scaled > kMaxScaled || scaled < kMaxScaled / 2) {  // not the last run's
-    scale_ = static_cast<float>(kMaxScaled / longest);
+    scale_ = static_cast<float>(kRoom * kMaxScaled / longest);
     rounded_pass_->round_queries(packed_, count_, plan_.d, scale_, rounded_queries_, squares_.data());
   }
   rounded_pass_->round_codes(panels_, plan_.d, tiles * plan_.cell / kVectorsPerPanel, scale_);
@@ -150,6 +158,7 @@ float BlockSearch::guess(float smallest, int64_t q) const {
 void BlockSearch::exclude_copies(CodeRows codes) {
   const int64_t d = plan_.d, rows = rounded_ ? rows_of_words(d) : d;
   const int64_t lanes = pass_->lanes, row = kVectorsPerPanel * lanes;
+  // The word's bits are a quiet NaN's, which a copy keeps.
   const float excluded = rounded_ ? std::bit_cast<float>(kExcludedWord) : kExcluded;
   const auto places = std::bit_ceil(static_cast<uint64_t>(2 * codes.count));
   table_.assign(places, -1);
@@ -211,7 +220,7 @@ void BlockSearch::find(int64_t q, CodeRows codes, const float* minima, int64_t c
     return;
   }
   if (least >= (rounded_ ? static_cast<float>(kExcludedWord) : kOutlier)) return;
-  found.guess = std::min(known, guess(least, q));
+  found.guess = std::min(known, std::max(least, guess(least, q)));
   found.count = pass_->at_most(minima, count, found.guess, found.cells, kMaxCells);
   for (int64_t i = 0; i < std::min(found.count, kMaxCells); ++i) {
     const int64_t begin = std::min(found.cells[i] * plan_.cell, codes.count - 1);

@@ -69,6 +69,7 @@ class BlockSearch {
   bool pack(CodeRows codes, int64_t tiles);
   bool round(float largest, int64_t tiles);
   void exclude_copies(CodeRows codes);
+  bool settle_sweep(CodeRows codes, int64_t first, int64_t tiles, int64_t begin, int64_t end);
   void sweep(CodeRows codes, int64_t first, int64_t tiles, int64_t begin, int64_t end);
   bool poor(const Counters& before, size_t unsettled, CodeRows codes, int64_t queries) const;
   float limit(double distance, int64_t q) const;

@@ -1,5 +1,5 @@
 // The bound that turns the first pass into a short list: all of its constants, and nothing else.  The proof stands in
-// docs/kernels.md, "The certificate".
+// docs/kernels.md, "The certificate" and "Whole numbers".
 #pragma once
 
 #include <algorithm>
@@ -22,7 +22,7 @@ constexpr double kMaxDistance = 0x1p98;
 constexpr float kOutlier = 0x1p99f;
 constexpr float kExcluded = FLT_MAX;
 // Vectors of the rounded pass are scaled to at most kMaxScaled, so that rounded ones, up to kMaxCertifiedDim numbers,
-// stay below kMaxRounded, a number fits into 16 bits and a score, at most 3 / 2 of its square, into 32.
+// stay below kMaxRounded, a number fits into 16 bits and a sum, at most 3 / 2 of its square, into 32.
 constexpr double kMaxScaled = 32000.0, kMaxRounded = 32767.0;
 constexpr int32_t kExcludedWord = INT32_MAX;
 constexpr double kMostLimit = 2147483520.0;  // the float32 before kExcludedWord's; every score is smaller
@@ -54,7 +54,7 @@ class Certificate {
     return (radius + 2 * shift_ * norm) * (1 + shift_);
   }
 
-  // About the largest score that can matter beside a smallest score; only speed depends on it.
+  // About the largest score that can matter beside a smallest score; only speed depends on how near it is.
   float guess(float smallest, double norm) const {
     const auto length = static_cast<float>(norm);
     const float shifted = std::sqrt(std::max(0.0f, length * length + 2.0f * smallest));
@@ -89,7 +89,7 @@ class RoundedCertificate {
     return static_cast<float>(std::min(kMostLimit, 0.5 * (distance * distance - square) + 1));
   }
 
-  // About the largest score that can matter beside a smallest score; only speed depends on it.
+  // About the largest score that can matter beside a smallest score; only speed depends on how near it is.
   float guess(float smallest, int32_t square) const {
     const double distance = std::sqrt(std::max(0.0, 2.0 * smallest + square));  // |X - C| of the best
     return limit(distance + 0.25 * both_, square);

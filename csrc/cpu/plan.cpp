@@ -13,7 +13,6 @@ constexpr int64_t kMinNumbersPerCodebook = 3072;
 constexpr int64_t kMinQueries = 12;
 // A block of queries shares one packing of the codes: 512 make packing a few per cent of the arithmetic.
 constexpr int64_t kQueriesPerBlock = 512;
-constexpr int64_t kQueryFloats = int64_t{1} << 18;
 // A cell is as many codes as make its D cheap beside the scores of all codes, and beside the minima of all cells.
 constexpr int64_t kNumbersPerCell = 512, kMaxCell = 32, kCodesPerSquare = 16;
 // The minima of a run, and its packed codes, stay in the second-level cache.
@@ -28,8 +27,7 @@ static_assert(kMaxFirstPassDim <= kMaxCertifiedDim);
 
 // The same for all blocks, and whole packs.
 int64_t queries_per_block(int64_t N, int64_t d, int64_t most_floats) {
-  const int64_t floats = std::min(kQueryFloats, most_floats / kShareOfQueries);
-  const int64_t most = std::clamp<int64_t>(floats / d, kQueriesPerPack, kQueriesPerBlock);
+  const int64_t most = std::clamp<int64_t>(most_floats / kShareOfQueries / d, kQueriesPerPack, kQueriesPerBlock);
   return divide_up(divide_up(N, divide_up(N, most)), kQueriesPerPack) * kQueriesPerPack;
 }
 

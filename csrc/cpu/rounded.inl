@@ -1,5 +1,5 @@
 // The first pass on vectors rounded to 16-bit whole numbers: a word holds two of them, and one instruction multiplies
-// both and adds.  Products and sums are exact, modulo 2^32; the scores themselves fit (certificate.h).
+// both and adds.  Products and sums are exact: all of them fit (certificate.h).
 namespace {
 
 typedef int32_t Words __attribute__((vector_size(4 * REVQ_LANES)));
@@ -55,7 +55,8 @@ struct WordRows {
 void round_codes(float* panels, int64_t d, int64_t count, float scale) {
   constexpr int64_t kRow = kVectorsPerPanel * kFirstLanes;
   const int64_t rows = (d + 1) / 2;
-  // A panel shrinks, so what is written lies never behind what is still to be read.
+  // In place: panels shrink, so a row is written where rows were that have been read, and the two vectors of a row share
+  // no column.
   for (int64_t panel = 0; panel < count; ++panel) {
     for (int64_t v = 0; v < kVectorsPerPanel; ++v) {
       const float* from = panels + panel * (d + 1) * kRow + v * kFirstLanes;

@@ -149,6 +149,7 @@ Floats margins(int isa, const Floats& queries, const Floats& codes, const Floats
   float scale = 1;
   if (rounded) {
     const double most = std::max(*std::max_element(norms.begin(), norms.begin() + n), std::sqrt(2.0 * largest));
+    if (!(most > 0 && most < 0x1p60)) throw std::invalid_argument("vectors have no scale");
     scale = static_cast<float>(longest / most);
     rounding->round_codes(panels.data(), d, tiles * cell / revq::kVectorsPerPanel, scale);
     rounding->round_queries(packed.data(), n, d, scale, whole.data(), squares.data());

@@ -138,9 +138,10 @@ def test_without_the_slack_the_index_is_wrong(clone):
     isa, rounded = clone
     rng = np.random.default_rng(3)
     wrong, settled = {0.0: 0, 1.0: 0}, 0
-    for _ in range(TRIALS):
+    trials, num_codes = (TRIALS // 5, 2000) if rounded else (TRIALS, 64)  # 16 bits are too fine for few codes' ties
+    for _ in range(trials):
         d = int(rng.choice([2, 4, 16, 33] if rounded else [1, 2, 4, 16, 33]))
-        x, codes = (array.astype(np.float32) for array in near_ties(rng, 24, 64, d))
+        x, codes = (array.astype(np.float32) for array in near_ties(rng, 24, num_codes, d))
         expected = contract_distance(x, codes).argmin(1)
         for scale in wrong:
             centre = codes.mean(0) if rounded else np.zeros(d, np.float32)

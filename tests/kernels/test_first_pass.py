@@ -105,6 +105,9 @@ def test_what_no_bound_can_settle_is_searched(clone):
     assert searched(x * 1e-22, codes * 1e-22) == 60  # distances that underflow are all equal
     assert searched(x * 1e18, codes * 1e18) == 60
     assert searched(x, codes * 1e30) == 60
+    index, _, count = search(clone, x, codes * 1e30, centre=torch.zeros(4))  # queries in range, no code
+    assert torch.equal(index, contract_index(x[:, None], codes[None] * 1e30)[:, 0])
+    assert count == 60
     outlier = codes.clone()
     outlier[7] = torch.inf
     outlier[8, 2] = 1e25
@@ -130,13 +133,31 @@ def test_when_whole_numbers_are_used(isa, d):
     assert settled_by_whole_numbers(x, codes) >= 300
     assert settled_by_whole_numbers(1e-9 * x, 1e-9 * codes) >= 300
     assert settled_by_whole_numbers(x[:23], codes) == 0
-    assert settled_by_whole_numbers(x[:, :1].clone(), codes[:, :2:2].clone() + 3.0 * torch.arange(4096)[:, None]) == 0
+    assert settled_by_whole_numbers(x[:, :1], codes[:, :1] + 3.0 * torch.arange(4096)[:, None]) == 0  # d = 1
     for far in (x, codes):
         before = far[77].clone()
         far[77] = 1e5
         assert settled_by_whole_numbers(x, codes, centre=centre) == 0
         far[77] = before
     assert settled_by_whole_numbers(x, codes) >= 300
+
+
+@pytest.mark.parametrize("isa", [isa for isa, rounded in CLONES if rounded])
+def test_the_scale_follows_blocks_and_runs(isa):
+    """Not the last block's queries, nor a scale too large for the next run: either would be found poor, and given up."""
+    codes = torch.randn(417, 31)
+    x = codes[torch.randint(417, (1040,))] + 1e-3 * torch.randn(1040, 31)
+    index, _, _, rounded = counted_search((isa, True), x, codes, centre=torch.zeros(31), tiles=1)
+    assert torch.equal(index, contract_index(x[:, None], codes[None])[:, 0])
+    assert rounded > 1040
+    assert rounded % 1040 == 0  # all queries in all runs
+    codes = torch.nn.functional.normalize(torch.randn(2000, 4), dim=1)
+    codes[:1000] *= 0.01
+    x = 0.009 * torch.randn(30, 4)
+    index, _, _, rounded = counted_search((isa, True), x, codes, centre=torch.zeros(4), tiles=1)
+    assert torch.equal(index, contract_index(x[:, None], codes[None])[:, 0])
+    assert rounded >= 30 * 4
+    assert rounded == 30 * {1: -(-2000 // 64), 3: -(-2000 // 128)}[isa]
 
 
 @pytest.mark.parametrize("clone", CLONES, ids=str)
@@ -151,7 +172,9 @@ def test_runs_of_codes_of_very_different_lengths(clone, d):
 
 
 @pytest.mark.parametrize("clone", CLONES, ids=str)
-@pytest.mark.parametrize(("d", "k", "rows"), [(4, 1000, 1), (4, 5003, 40), (8, 9001, 60), (33, 3000, 9), (3, 3001, 2)])
+@pytest.mark.parametrize(
+    ("d", "k", "rows"), [(4, 1000, 1), (4, 5003, 40), (8, 9001, 60), (33, 3000, 9), (3, 3001, 2), (31, 1441, 40)]
+)
 @pytest.mark.parametrize("tiles", [0, 1])
 def test_copies_are_left_out(clone, d, k, rows, tiles):
     """Many copies of each code: found, excluded but for the first, and nothing is left to D over all codes."""
