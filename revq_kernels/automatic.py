@@ -32,11 +32,12 @@ HOPELESS_COST = 0.3
 """Where the prediction of a later trial is above this, not even a larger trial is made."""
 LEAST_WORK = 1 << 31
 """Numbers (N * G * K * d, d up to 16) that brute force has compared before a trial: a few per cent of the time."""
-ROWS_PER_LEVEL = 400
-"""Queries per group that brute force answers in the time of one level of a build (d = 4: 450, d = 8: 270, d = 12: 215)."""
-MOST_LOSS, CALLS, LEAST_SAVING = 0.05, 40, 0.8
+ROWS_PER_LEVEL, ROWS_EXPONENT = 1200, -0.7
+"""Times d to the second: queries per group that brute force answers in the time of one level of a build (measured: d = 4:
+450, d = 8: 270, d = 12: 215, d = 16: 155)."""
+MOST_LOSS, CALLS, LEAST_SAVING = 0.05, 64, 0.6
 """A build takes no more than this share of the time so far, or pays for itself within so many calls, by saving this share
-(0.8 at d = 4, where a build costs what is said above; 0.55 at d = 8, where it costs half of that)."""
+(0.8 at d = 4, 0.6 at d = 8)."""
 BACKOFF = 32
 """After a tree that did not pay, the next is tried after so many times the work."""
 
@@ -111,7 +112,8 @@ class AutomaticIndex:
         num_groups, num_codes, code_dim = shape
         self._row_numbers = num_groups * code_dim
         self._row_work = num_groups * num_codes * min(code_dim, 16)  # a trial, too, takes longer with d
-        self._build_rows = ROWS_PER_LEVEL * (num_codes // 16).bit_length()  # in rows of brute force
+        rows_per_level = ROWS_PER_LEVEL * code_dim**ROWS_EXPONENT
+        self._build_rows = int(rows_per_level * (num_codes // 16).bit_length())  # in rows of brute force
         self._be_patient(1)
         rows = max(LEAST_ROWS, -(-LEAST_PAIRS // num_codes)) if num_codes >= LEAST_CODES else math.inf
         self._least_numbers = rows * self._row_numbers

@@ -30,8 +30,9 @@ constexpr int64_t kMinRoundedDim = 2, kMinRoundedQueries = 24;
 constexpr double kMinLength = 0x1p-60;
 // A scale leaves room for a next run with codes that are a little longer, which then keeps it.
 constexpr double kRoom = 0.97;
-// Beside a query's usual candidate cells, one D of a code costs as much as whole numbers save on so many scores.
-constexpr int64_t kUsualCells = 3, kScoresPerDistance = 64;
+// Beside a query's usual candidate cells, one D of a candidate costs as much as whole numbers save on so many scores; D
+// over all codes is cheaper by the second factor.
+constexpr int64_t kUsualCells = 3, kScoresPerDistance = 64, kDirectPerDistance = 8;
 
 int64_t rows_of_words(int64_t d) { return divide_up(d, 2); }
 
@@ -140,7 +141,7 @@ bool BlockSearch::round(float largest, int64_t tiles) {
 // few of the 16 bits.
 bool BlockSearch::poor(const Counters& before, size_t unsettled, CodeRows codes, int64_t queries) const {
   const int64_t cells = counters_.cells - before.cells, usual = kUsualCells * plan_.cell;
-  const int64_t distances = cells * plan_.cell + static_cast<int64_t>(unsettled) * codes.count;
+  const int64_t distances = cells * plan_.cell + static_cast<int64_t>(unsettled) * codes.count / kDirectPerDistance;
   return distances > queries * (usual + codes.count / kScoresPerDistance);
 }
 

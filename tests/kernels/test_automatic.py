@@ -112,6 +112,7 @@ def test_other_dtypes_strides_and_shapes(dtype, x):
 
 def test_it_waits_until_brute_force_has_cost_as_much_as_a_build(x, monkeypatch):
     monkeypatch.setattr(automatic, "ROWS_PER_LEVEL", 64)
+    monkeypatch.setattr(automatic, "ROWS_EXPONENT", 0)
     search, codebook, calls = AutomaticIndex(), torch.randn(G, K, D), 0
     while search.index is None:
         search.nearest_code(x, codebook)
