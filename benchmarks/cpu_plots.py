@@ -85,7 +85,7 @@ def limit(rows: list[Row], path: Path) -> Path:
             )
             _line(axes, points, name, style, name if codes == 16384 else f"{name}, K = {codes:,}")
     dims = sorted({int(row["d"]) for row in rows})
-    axes.set(xscale="log", xlabel="d", ylabel="% of the FMA limit", ylim=(0, 105), title="K = 16,384")
+    axes.set(xscale="log", xlabel="d", ylabel="% of the float32 FMA limit", ylim=(0, 205), title="K = 16,384")
     axes.set_xticks(dims, [str(dim) for dim in dims])
     axes.minorticks_off()
     axes.axhline(100, color="black", linestyle=":")
