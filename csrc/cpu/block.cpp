@@ -71,10 +71,10 @@ void BlockSearch::begin(int64_t count, const float* centre, int64_t* keys) {
   keys_ = keys;
   if (!plan_.first_pass) return;
   pass_->pack_queries(queries_, count, plan_.d, centre, packed_, norms_.data());
-  longest_ = scale_ = 0;
-  for (int64_t q = 0; q < count; ++q) {
-    if (norms_[q] <= kMaxNorm) longest_ = std::max(longest_, norms_[q]);
-  }
+  double longest = 0;
+  for (int64_t q = 0; q < count; ++q) longest = std::max(longest, norms_[q] <= kMaxNorm ? norms_[q] : 0.0);
+  longest_ = longest;
+  scale_ = 0;
 }
 
 void BlockSearch::search(CodeRows codes, int64_t first) {
@@ -184,100 +184,80 @@ void BlockSearch::exclude_copies(CodeRows codes) {
   copies_ = may_have_copies_ = found * kCodesPerCopy >= codes.count;
 }
 
-// Scores of some queries, then their candidates while the minima are in the cache.
+// Scores of some queries, then their candidates while the minima are in the cache.  What one query needs is a chain, each
+// step of which waits for the last one; so every step is taken for many queries, whose steps overlap.
 void BlockSearch::sweep(CodeRows codes, int64_t first, int64_t tiles, int64_t begin, int64_t end) {
   const int64_t cells = tiles * pass_->lanes, stride = plan_.minima_stride();
   const int64_t rows = rounded_ ? rows_of_words(plan_.d) : plan_.d;
   const float* queries = (rounded_ ? rounded_queries_ : packed_) + begin * rows;
   (rounded_ ? rounded_pass_->score : pass_->score)({queries, end - begin, rows, panels_, tiles, plan_.cell, minima_, stride});
-  const auto minima = [&](int64_t q) { return minima_ + (q - begin) * stride; };
   for (int64_t some = begin; some < end; some += kAhead) {
     const int64_t last = std::min(some + kAhead, end);
-    for (int64_t q = some; q < last; ++q) find(q, codes, minima(q), cells, candidates_[q - some]);
-    for (int64_t q = some; q < last; ++q) settle(q, codes, first, candidates_[q - some]);
+    const auto minima = [&](int64_t q) { return minima_ + (q - begin) * stride; };
+    const auto found = [&](int64_t q) -> Candidates& { return candidates_[q - some]; };
+    for (int64_t q = some; q < last; ++q) found(q).least = pass_->smallest(minima(q), cells);
+    for (int64_t q = some; q < last; ++q) found(q).limit = first_limit(q, found(q).least);
+    for (int64_t q = some; q < last; ++q) find(codes, minima(q), cells, found(q));
+    for (int64_t q = some; q < last; ++q) settle(q, codes, first, found(q));
     evaluate();
     for (int64_t q = some; q < last; ++q) {
-      if (!check(q, codes, first, minima(q), cells, candidates_[q - some])) unsettled_.push_back(q);
+      if (!check(q, codes, first, minima(q), cells, found(q))) unsettled_.push_back(q);
     }
   }
 }
 
-// The cells that may hold the winner, by a guess at the limit, and their rows on the way to the cache.
-void BlockSearch::find(int64_t q, CodeRows codes, const float* minima, int64_t count, Candidates& found) const {
-  const double norm = norms_[q];
-  found.guess = -std::numeric_limits<float>::infinity();
-  found.count = kMaxCells + 1;  // to be searched by D over all codes
-  if (!(norm <= kMaxNorm)) return;
+// What the minima of candidate cells are compared with, by a guess at the best distance: likely no less than the
+// certificate's limit.  A NaN where D over all codes has to decide.
+float BlockSearch::first_limit(int64_t q, float least) const {
+  constexpr float kNone = std::numeric_limits<float>::quiet_NaN();
+  if (!(norms_[q] <= kMaxNorm)) return kNone;
   float known = std::numeric_limits<float>::infinity();
   if (keys_[q] != kNoKey) {
     const float distance = distance_of(keys_[q]);
     if (distance < 0) known = -known;  // a NaN of another run: none here can come before it
     if (distance >= 0 && distance <= kMaxDistance) known = limit(distance, q);
   }
-  const float least = pass_->smallest(minima, count);
-  if (least > known) {
-    found.count = 0;
-    found.guess = known;
+  if (least > known) return known;
+  if (least >= (rounded_ ? static_cast<float>(kExcludedWord) : kOutlier)) return kNone;
+  return std::min(known, std::max(least, guess(least, q)));
+}
+
+// The cells that may hold the winner, and their rows on the way to the cache.
+void BlockSearch::find(CodeRows codes, const float* minima, int64_t count, Candidates& found) const {
+  if (std::isnan(found.limit)) {
+    found.count = kMaxCells + 1;
     return;
   }
-  if (least >= (rounded_ ? static_cast<float>(kExcludedWord) : kOutlier)) return;
-  found.guess = std::min(known, std::max(least, guess(least, q)));
-  found.count = pass_->at_most(minima, count, found.guess, found.cells, kMaxCells);
+  found.count = found.least > found.limit ? 0 : pass_->at_most(minima, count, found.limit, found.cells, kMaxCells);
   for (int64_t i = 0; i < std::min(found.count, kMaxCells); ++i) {
-    const int64_t begin = std::min(found.cells[i] * plan_.cell, codes.count - 1);
+    const int64_t begin = found.cells[i] * plan_.cell;
     const float* rows = codes.rows + begin * codes.stride;
     const int64_t size = std::min((std::min(plan_.cell, codes.count - begin) - 1) * codes.stride + plan_.d, kPrefetch);
     for (int64_t j = 0; j < size; j += 16) __builtin_prefetch(rows + j);
   }
 }
 
-// Puts the codes of the candidate cells into the queue for D.
+// The candidate cells wait for D.  Their numbers are finite or infinite.
 void BlockSearch::settle(int64_t q, CodeRows codes, int64_t first, const Candidates& found) {
   if (found.count > kMaxCells) return;
   counters_.cells += found.count;
   const float* x = queries_ + q * plan_.d;
   for (int64_t i = 0; i < found.count; ++i) {
-    const int64_t begin = found.cells[i] * plan_.cell, end = std::min(begin + plan_.cell, codes.count);
-    if (plan_.cell >= pass_->lanes) {  // a cell fills registers by itself; its numbers are finite or infinite
-      const CodeRows cell{codes.rows + begin * codes.stride, codes.stride, end - begin};
-      keys_[q] = std::min(keys_[q], pass_->nearest(x, cell, plan_.d) + first + begin);
-      continue;
-    }
-    for (int64_t code = begin; code < end;) {
-      const int64_t count = std::min(end - code, pass_->lanes - waiting_);
-      for (int64_t k = 0; k < count; ++k) {
-        pairs_.x[waiting_ + k] = x;
-        pairs_.row[waiting_ + k] = codes.rows + (code + k) * codes.stride;
-        pairs_.code[waiting_ + k] = first + code + k;
-        pairs_.query[waiting_ + k] = q;
-      }
-      code += count;
-      waiting_ += count;
-      if (waiting_ == pass_->lanes) evaluate();
-    }
+    const int64_t begin = found.cells[i] * plan_.cell, count = std::min(plan_.cell, codes.count - begin);
+    waiting_[num_waiting_] = {x, {codes.rows + begin * codes.stride, codes.stride, count}};
+    places_[num_waiting_++] = {q, first + begin};
+    if (num_waiting_ == kMaxWaiting) evaluate();
   }
 }
 
-// D of the pairs in the queue; the queue's unused places repeat its first pair.
 void BlockSearch::evaluate() {
-  if (waiting_ == 0) return;
-  for (int64_t i = waiting_; i < pass_->lanes; ++i) {
-    pairs_.x[i] = pairs_.x[0];
-    pairs_.row[i] = pairs_.row[0];
+  int64_t keys[kMaxWaiting];
+  pass_->nearest_of_each(waiting_, num_waiting_, plan_.cell, plan_.d, keys);
+  for (int64_t i = 0; i < num_waiting_; ++i) {
+    int64_t& key = keys_[places_[i].query];
+    key = std::min(key, keys[i] + places_[i].code);
   }
-  float distance[kMaxFirstLanes];
-  pass_->distances(pairs_.x, pairs_.row, plan_.d, distance);
-  int64_t q = pairs_.query[0], key = keys_[q];
-  for (int64_t i = 0; i < waiting_; ++i) {
-    if (pairs_.query[i] != q) {
-      keys_[q] = key;
-      q = pairs_.query[i];
-      key = keys_[q];
-    }
-    key = std::min(key, key_of(distance[i], pairs_.code[i]));
-  }
-  keys_[q] = key;
-  waiting_ = 0;
+  num_waiting_ = 0;
 }
 
 // Whether the cells that were settled are all that the certificate asks for; false when D over all codes has to decide.
@@ -288,7 +268,7 @@ bool BlockSearch::check(int64_t q, CodeRows codes, int64_t first, const float* m
   const float distance = distance_of(keys_[q]);
   if (!(distance <= kMaxDistance)) return false;
   const float most = limit(distance, q);
-  if (most <= found.guess) return true;
+  if (most <= found.limit) return true;
   found.count = pass_->at_most(minima, count, most, found.cells, kMaxCells);
   settle(q, codes, first, found);
   evaluate();

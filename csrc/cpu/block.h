@@ -59,9 +59,10 @@ class BlockSearch {
   const Counters& counters() const { return counters_; }
 
  private:
-  static constexpr int64_t kMaxCells = 24, kAhead = 16;
+  static constexpr int64_t kMaxCells = 24, kAhead = 32, kMaxWaiting = 64;
   struct Candidates {
-    float guess;
+    float least;    // of the minima
+    float limit;    // what is asked of the minima: a guess, or a NaN for D over all codes
     int64_t count;  // more than kMaxCells: D over all codes
     int32_t cells[kMaxCells];
   };
@@ -74,7 +75,8 @@ class BlockSearch {
   bool poor(const Counters& before, size_t unsettled, CodeRows codes, int64_t queries) const;
   float limit(double distance, int64_t q) const;
   float guess(float smallest, int64_t q) const;
-  void find(int64_t q, CodeRows codes, const float* minima, int64_t count, Candidates& found) const;
+  float first_limit(int64_t q, float least) const;
+  void find(CodeRows codes, const float* minima, int64_t count, Candidates& found) const;
   void settle(int64_t q, CodeRows codes, int64_t first, const Candidates& found);
   void evaluate();
   bool check(int64_t q, CodeRows codes, int64_t first, const float* minima, int64_t count, Candidates& found);
@@ -89,12 +91,12 @@ class BlockSearch {
   int64_t count_ = 0;
   int64_t* keys_ = nullptr;
   Candidates candidates_[kAhead];
-  // Pairs that wait for D, one per lane.
+  // Cells that wait for D.
+  Candidate waiting_[kMaxWaiting];
   struct {
-    const float *x[kMaxFirstLanes], *row[kMaxFirstLanes];
-    int64_t code[kMaxFirstLanes], query[kMaxFirstLanes];
-  } pairs_;
-  int64_t waiting_ = 0;
+    int64_t query, code;
+  } places_[kMaxWaiting];
+  int64_t num_waiting_ = 0;
   std::vector<double> norms_;
   // Of the run in hand, if its panels hold whole numbers: the scale, and the squared lengths of the rounded queries.
   bool rounded_ = false;

@@ -31,6 +31,12 @@ struct CodeRows {
   int64_t stride, count;
 };
 
+// A query, and codes that may hold its nearest.
+struct Candidate {
+  const float* x;
+  CodeRows codes;
+};
+
 constexpr int64_t kMaxFirstLanes = 16;
 
 // One instruction set's clone.
@@ -48,10 +54,9 @@ struct FirstPass {
   float (*smallest)(const float* minima, int64_t count);
   // Numbers of the cells with a minimum of at most `limit`; stops once there are more than `capacity`.
   int64_t (*at_most)(const float* minima, int64_t count, float limit, int32_t* cells, int64_t capacity);
-  // D of the contract for `lanes` pairs.
-  void (*distances)(const float* const* x, const float* const* rows, int64_t d, float* out);
-  // The smallest key of one query and some codes, numbered from 0; no distance may be a NaN.
-  int64_t (*nearest)(const float* x, CodeRows codes, int64_t d);
+  // The smallest key of each candidate, its codes numbered from 0: at most `cell`, a power of two.  No distance may be a
+  // NaN.
+  void (*nearest_of_each)(const Candidate* candidates, int64_t count, int64_t cell, int64_t d, int64_t* keys);
 };
 
 // The first pass on rounded vectors: 16-bit whole numbers, two to a word, and sums that are exact.

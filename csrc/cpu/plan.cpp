@@ -8,8 +8,9 @@ namespace {
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The first pass pays when a query's share of it outweighs its candidates' D, and a code's that of packing it.
-constexpr int64_t kMinNumbersPerCodebook = 3072;
+// The first pass pays when a query's share of it outweighs its candidates' D, and a code's that of packing it.  D over
+// all codes costs as d does, and two more numbers for the key.
+constexpr int64_t kMinCodes = 48, kMinNumbers = 2048, kNumbersPerKey = 2;
 constexpr int64_t kMinQueries = 12;
 // A block of queries shares one packing of the codes: 512 make packing a few per cent of the arithmetic.
 constexpr int64_t kQueriesPerBlock = 512;
@@ -62,7 +63,7 @@ Plan make_first_pass_plan(int isa, int64_t N, int64_t K, int64_t d, int64_t most
 }
 
 Plan make_plan(int isa, int64_t N, int64_t K, int64_t d, int64_t most_floats) {
-  if (N >= kMinQueries && K * d >= kMinNumbersPerCodebook && d <= kMaxFirstPassDim) {
+  if (N >= kMinQueries && K >= kMinCodes && K * (d + kNumbersPerKey) >= kMinNumbers && d <= kMaxFirstPassDim) {
     return make_first_pass_plan(isa, N, K, d, most_floats);
   }
   const int64_t tiles = std::clamp<int64_t>(kPanelFloats / d, 1, K);

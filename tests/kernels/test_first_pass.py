@@ -48,6 +48,20 @@ def test_every_clone_gives_the_contracts_index(problem):
 
 
 @pytest.mark.parametrize("clone", CLONES, ids=str)
+@pytest.mark.parametrize("d", [1, 4, 5, 8, 64, 200])
+def test_every_code_finds_itself_in_cells_of_every_size_and_in_a_last_one_that_is_not_full(clone, d):
+    """Cells are of 2, 4, 8 codes and more, by d and K; the smaller ones share a register."""
+    for k in (35, 257, 262, 1025, 1030, 4099):
+        codes = torch.randn(k, d)
+        codes[-1] = codes[-2]  # a copy, in the same cell or the one before: the lower number wins
+        index, _, searched = search(clone, codes, codes)
+        expected = torch.arange(k)
+        expected[-1] = k - 2
+        assert torch.equal(index, expected), k
+        assert searched == 0
+
+
+@pytest.mark.parametrize("clone", CLONES, ids=str)
 @pytest.mark.parametrize("d", [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 31, 64, 129, 256, 512])
 def test_every_d_and_ragged_sizes(clone, d):
     for n, k in ((1, 1), (13, 50), (29, 700), (265, 2049 if d < 64 else 97)):
