@@ -17,7 +17,7 @@ RESULTS = Path(__file__).parent / "results"
 def provenance(command: str | None = None) -> dict[str, Any]:
     """The columns that say where a number comes from; the command is the running module's unless given."""
     commit = _output("git", "rev-parse", "--short", "HEAD")
-    dirty = _output("git", "status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results")
+    dirty = _output("git", "status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results", ":!docs")
     return {
         "date": datetime.date.today().isoformat(),
         "commit": (commit or "unknown") + ("+" if dirty else ""),
