@@ -26,9 +26,9 @@ def main() -> None:
     options = parser.parse_args()
     source, checkouts = provenance("python -m benchmarks.demo_speed"), {"before": options.before.resolve(), "now": HERE}
     seconds: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
-    for _ in range(options.rounds):
-        for name, checkout in checkouts.items():
-            seconds[name].append(stages(checkout))
+    for number in range(options.rounds):
+        for name in list(checkouts)[:: -1 if number % 2 else 1]:  # each goes first in turn
+            seconds[name].append(stages(checkouts[name]))
             print(name, seconds[name][-1], flush=True)
     rows = []
     for name, runs in seconds.items():
