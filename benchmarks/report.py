@@ -70,6 +70,15 @@ def demo_speed_table() -> str:
     ) + source(rows[0])
 
 
+def demo_search_table() -> str:
+    """The demo's searches alone, by an older commit's kernels and by a later one's."""
+    rows = read("demo-search")
+    keys = [key for key in rows[0] if key.endswith(", ms")]
+    return markdown(
+        ["kernels", "commit", *keys], [[row["kernels"], row["of"], *(row[k] for k in keys)] for row in rows]
+    ) + source(rows[0])
+
+
 def main() -> None:
     """Rewrite the pages."""
     tables = {
@@ -84,6 +93,7 @@ def main() -> None:
         "rectifier": rectifier_table(),
         "demo": demo_table(),
         "demo-speed": demo_speed_table(),
+        "demo-search": demo_search_table(),
     }
     rewrite(PAGE, tables)
     rewrite(DROP_IN_PAGE, {"drop-in": drop_in_table()})
