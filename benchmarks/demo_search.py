@@ -44,7 +44,10 @@ def main() -> None:
     parser.add_argument("--before", type=Path, required=True, help="a built checkout")
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
-    source, checkouts = provenance("python -m benchmarks.demo_search"), {"before": options.before.resolve(), "now": HERE}
+    source, checkouts = (
+        provenance("python -m benchmarks.demo_search"),
+        {"before": options.before.resolve(), "now": HERE},
+    )
     found: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
     for number in range(options.rounds):
         for name in list(checkouts)[:: -1 if number % 2 else 1]:  # each goes first in turn
