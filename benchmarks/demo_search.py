@@ -2,8 +2,8 @@
 
 python -m benchmarks.demo_search --before CHECKOUT [--rounds 9]
 
-A search is about 4 % of a training step of the demo, less than whole runs of it differ on a machine that others share
-(`benchmarks.demo_speed`); apart from the rest it can be measured.
+Searches are about 2 s of a demo, less than whole runs of it differ on a machine that others share
+(`benchmarks.demo_speed`); apart from the rest they can be measured.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.demo_speed import HERE, commit
+from benchmarks.demo_speed import HERE, commit, in_turn
 from benchmarks.rows import provenance, write
 
 SEARCHES = """
@@ -44,17 +44,10 @@ def main() -> None:
     parser.add_argument("--before", type=Path, required=True, help="a built checkout")
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
-    source, checkouts = (
-        provenance("python -m benchmarks.demo_search"),
-        {"before": options.before.resolve(), "now": HERE},
-    )
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
-    for number in range(options.rounds):
-        for name in list(checkouts)[:: -1 if number % 2 else 1]:  # each goes first in turn
-            found[name].append(_searches(checkouts[name]))
-            print(name, found[name][-1], flush=True)
+    source = provenance("python -m benchmarks.demo_search")
+    checkouts = {"before": options.before.resolve(), "now": HERE}
     rows = []
-    for name, runs in found.items():
+    for name, runs in in_turn(checkouts, options.rounds, _searches).items():
         medians = {key: round(statistics.median(run[key] for run in runs), 3) for key in runs[0]}
         rows.append({"kernels": name, "of": commit(checkouts[name]), "rounds": options.rounds, **medians} | source)
     print(write("demo-search", rows))

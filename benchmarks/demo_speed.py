@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.rows import provenance, write
@@ -25,19 +26,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     source, checkouts = provenance("python -m benchmarks.demo_speed"), {"before": options.before.resolve(), "now": HERE}
-    seconds: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
-    for number in range(options.rounds):
-        for name in list(checkouts)[:: -1 if number % 2 else 1]:  # each goes first in turn
-            seconds[name].append(stages(checkouts[name]))
-            print(name, seconds[name][-1], flush=True)
     rows = []
-    for name, runs in seconds.items():
+    for name, runs in in_turn(checkouts, options.rounds, stages).items():
         medians = {f"{stage} s": round(statistics.median(run[stage] for run in runs), 2) for stage in runs[0]}
         total = statistics.median(sum(run.values()) for run in runs)
         rows.append(
             {"demo": name, "of": commit(checkouts[name]), "rounds": options.rounds, **medians, "all s": round(total, 2)}
         )
     print(write("demo-speed", [row | source for row in rows]))
+
+
+def in_turn(
+    checkouts: dict[str, Path], rounds: int, measure: Callable[[Path], dict[str, float]]
+) -> dict[str, list[dict[str, float]]]:
+    """What ``measure`` finds in each checkout, by name, a value per round; each goes first in turn."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
+    for number in range(rounds):
+        for name in list(checkouts)[:: -1 if number % 2 else 1]:
+            found[name].append(measure(checkouts[name]))
+            print(name, found[name][-1], flush=True)
+    return found
 
 
 def stages(checkout: Path) -> dict[str, float]:

@@ -11,7 +11,6 @@ from benchmarks.cpu_report import acceptance_table, memory_table, search_table, 
 from benchmarks.drop_in.table import PAGE as DROP_IN_PAGE
 from benchmarks.drop_in.table import drop_in_table
 from benchmarks.gpu_report import gpu_section
-from benchmarks.rows import RESULTS
 from benchmarks.tables import PAGE, markdown, read, source
 
 PICTURES = ("vae", "quantised", "rectified")
@@ -59,24 +58,13 @@ def demo_table() -> str:
     return markdown(header, lines) + source(rows[0])
 
 
-def demo_speed_table() -> str:
-    """The demo of an older commit and of a later one, in turn."""
-    if not (RESULTS / "demo-speed.csv").exists():
-        return "Not measured yet: `python -m benchmarks.demo_speed --before CHECKOUT`."
-    rows = read("demo-speed")
-    keys = [key for key in rows[0] if key.endswith(" s")]
-    return markdown(
-        ["demo", "commit", *keys], [[row["demo"], row["of"], *(row[k] for k in keys)] for row in rows]
-    ) + source(rows[0])
-
-
-def demo_search_table() -> str:
-    """The demo's searches alone, by an older commit's kernels and by a later one's."""
-    rows = read("demo-search")
-    keys = [key for key in rows[0] if key.endswith(", ms")]
-    return markdown(
-        ["kernels", "commit", *keys], [[row["kernels"], row["of"], *(row[k] for k in keys)] for row in rows]
-    ) + source(rows[0])
+def before_and_after_table(name: str) -> str:
+    """What an older commit's checkout takes and this one's, in turn; the first column names the two."""
+    rows = read(name)
+    label = next(iter(rows[0]))
+    keys = [key for key in rows[0] if key.endswith((" s", " ms"))]
+    lines = [[row[label], row["of"], *(row[key] for key in keys)] for row in rows]
+    return markdown([label, "commit", *keys], lines) + source(rows[0])
 
 
 def main() -> None:
@@ -92,8 +80,8 @@ def main() -> None:
         "reset": reset_table(),
         "rectifier": rectifier_table(),
         "demo": demo_table(),
-        "demo-speed": demo_speed_table(),
-        "demo-search": demo_search_table(),
+        "demo-speed": before_and_after_table("demo-speed"),
+        "demo-search": before_and_after_table("demo-search"),
     }
     rewrite(PAGE, tables)
     rewrite(DROP_IN_PAGE, {"drop-in": drop_in_table()})

@@ -222,7 +222,8 @@ float BlockSearch::first_limit(int64_t q, float least) const {
   return std::min(known, std::max(least, guess(least, q)));
 }
 
-// The cells that may hold the winner, and their rows on the way to the cache.
+// The cells that may hold the winner, and their rows on the way to the cache.  A cell of padding alone is not among them:
+// its minimum is above every limit.
 void BlockSearch::find(CodeRows codes, const float* minima, int64_t count, Candidates& found) const {
   if (std::isnan(found.limit)) {
     found.count = kMaxCells + 1;
