@@ -53,60 +53,6 @@ int64_t at_most(const float* minima, int64_t count, float limit, int32_t* cells,
   return found;
 }
 
-// D of the contract of one query to the rows row(0), row(1), ..
-template <int D, typename Row>
-REVQ_INLINE Vec distances_to(const float* x, const Row& row, int64_t d) {
-  if constexpr (D > 0) d = D;
-  Vec total = everywhere(0.0f);
-  int64_t j = 0;
-  for (; j + 4 <= d; j += 4) {
-    const Vec query = repeat<Vec>(x + j);
-    Vec r[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      const Vec difference = query - load_fours<Vec>([&](int64_t lane) { return row(lane + i); }, j);
-      r[i] = difference * difference;
-    }
-    transpose(r[0], r[1], r[2], r[3]);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) total = total + r[i];
-  }
-  for (; j < d; ++j) {
-    float column[kFirstLanes];
-    for (int64_t i = 0; i < kFirstLanes; ++i) column[i] = row(i)[j];
-    const Vec difference = everywhere(x[j]) - load_as<Vec>(column);
-    total = total + difference * difference;
-  }
-  return total;
-}
-
-// The key of the nearest of the rows, numbered from 0; no distance is a NaN.  Two registers of distances at a time.
-template <int D>
-int64_t nearest_of(const float* x, CodeRows codes, int64_t d) {
-  int64_t best = INT64_MAX;
-  for (int64_t first = 0; first < codes.count; first += 2 * kFirstLanes) {
-    const float* base = codes.rows + first * codes.stride;
-    const int64_t left = codes.count - first;
-    Vec low, high;
-    if (left >= 2 * kFirstLanes) {
-      low = distances_to<D>(x, Strided(base, codes.stride), d);
-      high = distances_to<D>(x, Strided(base + kFirstLanes * codes.stride, codes.stride), d);
-    } else if (left == kFirstLanes) {
-      low = high = distances_to<D>(x, Strided(base, codes.stride), d);
-    } else {  // places past the last code repeat it: a higher number, which never wins
-      const auto clamped = [&](int64_t i) { return base + (i < left ? i : left - 1) * codes.stride; };
-      low = distances_to<D>(x, clamped, d);
-      high = left < kFirstLanes ? low : distances_to<D>(x, [&](int64_t i) { return clamped(kFirstLanes + i); }, d);
-    }
-    const float least = smallest_lane(smaller(low, high));
-    const Vec all = everywhere(least);
-    const uint32_t where = lanes_at_most(low, all) | lanes_at_most(high, all) << kFirstLanes;
-    const int64_t key = int64_t{std::bit_cast<int32_t>(least)} << 32 | (first + __builtin_ctz(where));
-    best = key < best ? key : best;
-  }
-  return best;
-}
-
 // The queries of all lanes: four of their numbers, for the lanes i, i + 4, ..; one number for every lane.
 struct OneQuery {
   const float* x;

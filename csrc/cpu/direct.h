@@ -19,8 +19,7 @@ class DirectSearch {
   const FirstPass* pass_;
   SearchTile tile_;
   int64_t d_;
-  std::vector<float> zeros_, queries_, panels_;
-  std::vector<Best> best_;
+  std::vector<float> zeros_, panels_;
 };
 
 }  // namespace revq

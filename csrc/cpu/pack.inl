@@ -113,21 +113,28 @@ float pack_codes(CodeRows codes, int64_t d, const float* centre, int64_t cell, i
   return pack_tiles<0>(codes, d, centre, cell, tiles, panels);
 }
 
-void pack_plain(CodeRows codes, int64_t d, const float* zeros, float* panels) {
+template <int D>
+void pack_plain_in(CodeRows codes, int64_t d, const float* zeros, float* panels) {
   for (int64_t first = 0; first < codes.count; first += kLanes, panels += d * kLanes) {
     for (int64_t lane = 0; lane < kLanes; lane += kFirstLanes) {
       const int64_t begin = first + lane;
       if (begin + kFirstLanes <= codes.count) {
         const Strided rows(codes.rows + begin * codes.stride, codes.stride);
-        pack_rows<Vec, false, 0>(rows, d, zeros, panels + lane, kLanes);
+        pack_rows<Vec, false, D>(rows, d, zeros, panels + lane, kLanes);
       } else {
         const auto clamped = [&](int64_t i) {
           return codes.rows + (begin + i < codes.count ? begin + i : codes.count - 1) * codes.stride;
         };
-        pack_rows<Vec, false, 0>(clamped, d, zeros, panels + lane, kLanes);
+        pack_rows<Vec, false, D>(clamped, d, zeros, panels + lane, kLanes);
       }
     }
   }
+}
+
+void pack_plain(CodeRows codes, int64_t d, const float* zeros, float* panels) {
+  if (d == 4) return pack_plain_in<4>(codes, d, zeros, panels);
+  if (d == 8) return pack_plain_in<8>(codes, d, zeros, panels);
+  return pack_plain_in<0>(codes, d, zeros, panels);
 }
 
 // |x'|^2 in double, from the rounded differences.

@@ -10,7 +10,7 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The first pass pays when a query's share of it outweighs its candidates' D, and a code's that of packing it.  D over
 // all codes costs as d does, and two more numbers for the key.
-constexpr int64_t kMinCodes = 48, kMinNumbers = 2048, kNumbersPerKey = 2;
+constexpr int64_t kMinCodes = 48, kMinNumbers = 3072, kNumbersPerKey = 2;
 constexpr int64_t kMinQueries = 12;
 // A block of queries shares one packing of the codes: 512 make packing a few per cent of the arithmetic.
 constexpr int64_t kQueriesPerBlock = 512;

@@ -8,21 +8,19 @@
 #include <memory>
 #include <new>
 
-#include <torch/csrc/stable/ops.h>
-
 #include "block.h"
 #include "key.h"
-#include "float_mode.h"
+#include "work_queue.h"
 
 namespace revq {
 namespace {
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// With fewer items per thread than this, one slow thread is waited for.
-constexpr int64_t kItemsPerThread = 4;
 // Numbers of codes in an item, at least: less is not worth packing the queries for.
 constexpr int64_t kMinNumbersPerItem = int64_t{1} << 15;
+// Where a query's share of an item is no more, waiting for a cache line that another thread has is a good part of it.
+constexpr int64_t kMaxNumbersTogether = int64_t{1} << 14;
 constexpr int64_t kMostWorkspace = 3 * (int64_t{1} << 19);  // floats
 constexpr int64_t kCentreSamples = 64;
 
@@ -66,23 +64,22 @@ class Search {
         static_cast<float*>(::operator new(sizeof(float) * floats * workers, std::align_val_t{64})));
     std::vector<std::atomic<int64_t>> left(problem_.G * blocks_);
     for (auto& l : left) l = ranges_;
-    std::atomic<int64_t> next{0};
+    std::atomic<int64_t> started{0};
     if (ranges_ > 1) std::fill_n(out_.indices, problem_.N * problem_.G, kNoKey);
-    torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-      const KeepDenormals guard;
-      for (int64_t worker = begin; worker < end; ++worker) {
-        float* workspace = memory.get() + worker * floats;
-        BlockSearch block(plan_, workspace);
-        std::vector<int64_t> keys(plan_.queries);
-        float* rest = workspace + own;
-        for (int64_t item = next++; item < items; item = next++) {
-          // All ranges of a block follow each other, and all blocks of a group.
-          const int64_t place = item / ranges_;
-          search_item(place / blocks_, place % blocks_, item % ranges_, block, keys.data(), rest);
-          if (left[place].fetch_sub(1, std::memory_order_acq_rel) == 1) finish(place / blocks_, place % blocks_, rest);
-        }
+    const auto work = [&](auto& next) {
+      float* workspace = memory.get() + started++ * floats;
+      BlockSearch block(plan_, workspace);
+      std::vector<int64_t> keys(plan_.queries);
+      float* rest = workspace + own;
+      for (int64_t item; (item = next()) >= 0;) {
+        // All ranges of a block follow each other, and all blocks of a group.
+        const int64_t place = item / ranges_, group = place / blocks_, block_number = place % blocks_;
+        search_item(group, block_number, item % ranges_, block, keys.data(), rest);
+        if (left[place].fetch_sub(1, std::memory_order_acq_rel) == 1) finish(group, block_number, rest);
       }
-    });
+    };
+    const bool together = blocks_ * ranges_ == 1 && problem_.K * problem_.d <= kMaxNumbersTogether;
+    share_work(items, work, together ? kGroupsTogether : 1);
   }
 
  private:
@@ -157,7 +154,12 @@ class Search {
         store(out_.type, out_.quantized, place * problem_.d, problem_.d, row);
       }
       if (out_.count != nullptr) {
-        std::atomic_ref<int64_t>(out_.count[group * problem_.K + code]).fetch_add(1, std::memory_order_relaxed);
+        int64_t& chosen = out_.count[group * problem_.K + code];
+        if (blocks_ == 1) {  // no other thread counts this group
+          ++chosen;
+        } else {
+          std::atomic_ref<int64_t>(chosen).fetch_add(1, std::memory_order_relaxed);
+        }
       }
     }
   }

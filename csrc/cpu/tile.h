@@ -12,17 +12,18 @@ namespace revq {
 
 // Codes stand in panels of kLanes, transposed: panel[j * kLanes + lane] is number j of code `lane`.
 constexpr int64_t kLanes = 16;
-constexpr int64_t kQueriesPerStep = 4;
 
-// Best candidate per query and lane: the upper word of the contract's key, and the panel it stands in.
-struct Best {
-  int32_t key[kLanes];
-  int32_t panel[kLanes];
+// Rows named[0..count) of queries [][d], and panels [num_panels][d][kLanes] of codes that are numbered from `first`.
+// keys[q] of the named rows q: the smallest so far.
+struct Tile {
+  const float* queries;
+  const int64_t* named;
+  int64_t count, d;
+  const float* panels;
+  int64_t num_panels, first;
+  int64_t* keys;
 };
-
-// queries [count, d] with count a multiple of kQueriesPerStep; panels [num_panels, d, kLanes]; best [count].
-using SearchTile = void (*)(const float* queries, int64_t count, int64_t d, const float* panels, int64_t num_panels,
-                            int32_t first_panel, Best* best);
+using SearchTile = void (*)(const Tile& tile);
 
 // 0 baseline, 1 x86-64-v3, 2 x86-64-v4, 3 x86-64-v4 with VNNI: the clones that this machine runs.
 int cpu_isa();
@@ -30,8 +31,8 @@ int cpu_isa();
 // The clone of the tile for an instruction set that the machine has; nullptr when this build has none.
 SearchTile search_tile(int isa);
 
-namespace baseline { void search_tile(const float*, int64_t, int64_t, const float*, int64_t, int32_t, Best*); }
-namespace x86_64_v3 { void search_tile(const float*, int64_t, int64_t, const float*, int64_t, int32_t, Best*); }
-namespace x86_64_v4 { void search_tile(const float*, int64_t, int64_t, const float*, int64_t, int32_t, Best*); }
+namespace baseline { void search_tile(const Tile&); }
+namespace x86_64_v3 { void search_tile(const Tile&); }
+namespace x86_64_v4 { void search_tile(const Tile&); }
 
 }  // namespace revq

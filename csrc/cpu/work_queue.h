@@ -1,4 +1,4 @@
-// Items of uneven length, shared out one at a time: a thread that finishes early takes the next.  Items own their
+// Items of uneven length, shared out a few at a time: a thread that finishes early takes the next.  Items own their
 // outputs, so no result depends on who did which.
 #pragma once
 
@@ -12,17 +12,29 @@
 
 namespace revq {
 
-// Calls work(next) on each of torch's threads; next() gives the number of an item not yet taken, or -1.
+// Items, per thread and at least, where there are as many: with fewer, one slow thread is waited for.
+constexpr int64_t kItemsPerThread = 4;
+
+// Neighbouring groups whose indices, and most often rows, share cache lines: two threads would take them from each other.
+constexpr int64_t kGroupsTogether = 16;
+
+// Calls work(next) on at most all of torch's threads, once on each; next() gives the number of an item not yet taken, or
+// -1.  A thread takes up to `together` neighbouring items at a time.
 template <typename Work>
-void share_work(int64_t items, const Work& work) {
+void share_work(int64_t items, const Work& work, int64_t together = 1) {
   std::atomic<int64_t> taken{0};
-  const int64_t threads = std::min<int64_t>(items, torch::stable::get_num_threads());
+  const int64_t available = torch::stable::get_num_threads(), threads = std::min(items, available);
+  const int64_t run = std::clamp<int64_t>(items / (kItemsPerThread * available), 1, together);
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     if (begin == end) return;
     const KeepDenormals guard;
+    int64_t item = 0, last = 0;
     auto next = [&]() -> int64_t {
-      const int64_t item = taken.fetch_add(1, std::memory_order_relaxed);
-      return item < items ? item : -1;
+      if (item == last) {
+        item = taken.fetch_add(run, std::memory_order_relaxed);
+        last = item + run;
+      }
+      return item < items ? item++ : -1;
     };
     work(next);
   });

@@ -26,29 +26,21 @@ void check_isa(int isa) {
   }
 }
 
-// queries [n, d] (n a multiple of QUERIES_PER_STEP), panels [p, d, LANES] -> (key [n, LANES], panel [n, LANES]).
-py::tuple run_tile(int isa, const Floats& queries, const Floats& panels, int first_panel) {
+// queries [n, d], panels [p, d, LANES] of codes numbered from `first` -> keys [n].
+py::array_t<int64_t> run_tile(int isa, const Floats& queries, const Floats& panels, int64_t first) {
   check_isa(isa);
-  const py::ssize_t n = queries.shape(0), lanes = revq::kLanes;
-  if (n % revq::kQueriesPerStep != 0 || panels.shape(2) != lanes || panels.shape(1) != queries.shape(1)) {
+  const int64_t n = queries.shape(0), d = queries.shape(1);
+  if (panels.shape(2) != revq::kLanes || panels.shape(1) != d) {
     throw std::invalid_argument("expected queries [n, d] and panels [p, d, LANES]");
   }
-  std::vector<revq::Best> best(n);
-  for (auto& b : best) {
-    std::fill_n(b.key, lanes, std::numeric_limits<int32_t>::max());
-    std::fill_n(b.panel, lanes, 0);
-  }
-  {
-    const revq::KeepDenormals guard;
-    revq::search_tile(isa)(queries.data(), n, queries.shape(1), panels.data(), panels.shape(0), first_panel,
-                           best.data());
-  }
-  py::array_t<int32_t> key({n, lanes}), panel({n, lanes});
-  for (py::ssize_t i = 0; i < n; ++i) {
-    std::copy_n(best[i].key, lanes, key.mutable_data(i, 0));
-    std::copy_n(best[i].panel, lanes, panel.mutable_data(i, 0));
-  }
-  return py::make_tuple(key, panel);
+  std::vector<int64_t> named(n);
+  for (int64_t q = 0; q < n; ++q) named[q] = q;
+  py::array_t<int64_t> keys(n);
+  std::fill_n(keys.mutable_data(), n, revq::kNoKey);
+  const revq::KeepDenormals guard;
+  revq::search_tile(isa)(
+      {queries.data(), named.data(), n, d, panels.data(), panels.shape(0), first, keys.mutable_data()});
+  return keys;
 }
 
 revq::IndexKernels kernels_for(int isa) {
@@ -177,12 +169,11 @@ Floats margins(int isa, const Floats& queries, const Floats& codes, const Floats
 
 PYBIND11_MODULE(_dev, m) {
   m.attr("LANES") = revq::kLanes;
-  m.attr("QUERIES_PER_STEP") = revq::kQueriesPerStep;
   m.def("cpu_isa", &revq::cpu_isa);
   m.attr("WAITING") = revq::kWaiting;
   m.def("run_index", &run_index);
   m.def("run_bound", &run_bound);
-  m.def("run_tile", &run_tile, py::arg("isa"), py::arg("queries"), py::arg("panels"), py::arg("first_panel") = 0);
+  m.def("run_tile", &run_tile, py::arg("isa"), py::arg("queries"), py::arg("panels"), py::arg("first") = 0);
   m.def("search", &search, py::arg("isa"), py::arg("queries"), py::arg("codes"), py::arg("centre"),
         py::arg("certificate_scale") = 1.0, py::arg("tiles") = 0, py::arg("rounded") = true);
   m.def("margins", &margins, py::arg("isa"), py::arg("queries"), py::arg("codes"), py::arg("centre"),

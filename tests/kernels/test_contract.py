@@ -3,7 +3,6 @@
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 
@@ -114,19 +113,32 @@ def test_contract_is_no_farther_than_its_own_rounding(d):
     assert bool((chosen <= distance.amin(1) + rounding).all())
 
 
-def test_every_isa_clone_of_the_tile_gives_the_same_bits():
+@pytest.mark.parametrize("d", [1, 2, 3, 4, 8, 31])
+def test_every_isa_clone_of_the_tile_gives_the_contracts_keys(d):
+    """The upper word bit for bit, a NaN before every number and the lower code among equals; any number of queries."""
     dev = pytest.importorskip("revq_kernels._dev", reason="the tests' window is built with REVQ_DEV=1")
-    queries = torch.randn(8, 31).numpy()
-    panels = torch.randn(5, 31, dev.LANES).numpy()
-    panels[2, 3, 4] = np.nan
-    baseline = dev.run_tile(0, queries, panels, 7)
-    for isa in range(1, dev.cpu_isa() + 1):
-        for ours, theirs in zip(dev.run_tile(isa, queries, panels, 7), baseline, strict=True):
-            np.testing.assert_array_equal(ours, theirs)
-    assert set(np.unique(baseline[1])) <= set(range(7, 12))
     assert dev.cpu_isa() < 4
+    for panels in (1, 2, 5):
+        codes = torch.randn(panels * dev.LANES, d)
+        codes[::3] = codes[len(codes) // 2]  # equals in one panel and in several
+        packed = codes.reshape(panels, dev.LANES, d).transpose(1, 2).contiguous()
+        for n in (1, 2, 3, 4, 9):
+            x = torch.randn(n, d)
+            x[n // 2] = codes[len(codes) // 2]
+            for strange in (None, torch.inf, -torch.inf, torch.nan):
+                if strange is not None:
+                    x[-1, d - 1] = packed[panels // 2, d - 1, 7] = packed[-1, d - 1, 11] = strange
+                rows = packed.transpose(1, 2).reshape(1, -1, d)
+                distance = torch.zeros(n, rows.shape[1])
+                for j in range(d):
+                    distance = distance + (x[:, None, j] - rows[..., j]) ** 2
+                bits = torch.where(distance.isnan(), -1, distance.view(torch.int32).long())
+                keys = (bits * 2**32 + torch.arange(100, 100 + rows.shape[1])).amin(1)
+                for isa in range(dev.cpu_isa() + 1):
+                    found = torch.from_numpy(dev.run_tile(isa, x.numpy(), packed.numpy(), 100))
+                    assert torch.equal(found, keys), (isa, panels, n, strange)
     with pytest.raises(ValueError, match="no such clone"):
-        dev.run_tile(dev.cpu_isa() + 1, queries, panels)
+        dev.run_tile(dev.cpu_isa() + 1, x.numpy(), packed.numpy())
 
 
 def test_explain_names_the_implementation(impl):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from revq_kernels import count_codes_, quantize
+from revq_kernels.testing import contract_index
 
 
 @pytest.mark.parametrize(("shape", "k"), [((50, 3), 7), ((2, 5, 4), 3), ((4,), 9), ((0, 2), 5), ((1000, 1), 2)])
@@ -59,15 +60,26 @@ def test_counts_of_many_rows_in_one_group_for_any_thread_count():
         torch.set_num_threads(before)
 
 
-def test_a_search_split_over_threads_counts_every_query_once():
-    x, codebook, count = torch.randn(600, 1, 8), torch.randn(1, 20000, 8), torch.zeros(1, 20000, dtype=torch.int64)
+@pytest.mark.parametrize(
+    ("rows", "groups", "num_codes", "d"),
+    [(600, 1, 20000, 8), (5, 203, 30, 3), (20, 203, 600, 4), (600, 37, 30, 3), (3, 5, 10, 2)],
+    ids=["split-codes", "neighbours", "neighbours-first-pass", "blocks", "fewer-groups-than-threads"],
+)
+def test_a_search_split_over_threads_counts_every_query_once(rows, groups, num_codes, d):
+    """Codes split over threads; threads that take one group, or several neighbours, at a time; blocks of queries."""
+    x, codebook = torch.randn(rows, groups, d), torch.randn(groups, num_codes, d)
+    expected, place = contract_index(x, codebook), torch.arange(groups)
+    chosen = torch.zeros(groups, num_codes, dtype=torch.int64).index_put_(
+        (place, expected), torch.tensor(1), accumulate=True
+    )
     before = torch.get_num_threads()
     try:
-        for threads in (1, 2, 5):
+        for threads in (1, 2, 5, 8):
             torch.set_num_threads(threads)
-            count.zero_()
+            count = torch.zeros(groups, num_codes, dtype=torch.int64)
             quantized, indices = quantize(x, codebook, count=count, impl="native")
-            assert torch.equal(count[0], torch.bincount(indices[:, 0], minlength=20000))
-            assert torch.equal(quantized[:, 0], codebook[0, indices[:, 0]])
+            assert torch.equal(indices, expected)
+            assert torch.equal(count, chosen)
+            assert torch.equal(quantized, codebook[place, indices])
     finally:
         torch.set_num_threads(before)
