@@ -2,8 +2,7 @@
 
 python -m benchmarks.demo_search --before CHECKOUT [--rounds 9]
 
-Searches are about 2 s of a demo, less than whole runs of it differ on a machine that others share
-(`benchmarks.demo_speed`); apart from the rest they can be measured.
+Searches are about 2 s of a demo (`benchmarks.demo_speed`); apart from the rest they can be measured better.
 """
 
 import argparse
@@ -14,8 +13,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.demo_speed import HERE, commit, in_turn
 from benchmarks.rows import provenance, write
+
+HERE = Path(__file__).parent.parent
 
 SEARCHES = """
 import json, statistics, time, torch, revq_kernels
@@ -46,8 +46,13 @@ def main() -> None:
     options = parser.parse_args()
     source = provenance("python -m benchmarks.demo_search")
     checkouts = {"before": options.before.resolve(), "now": HERE}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
+    for number in range(options.rounds):
+        for name in list(checkouts)[:: -1 if number % 2 else 1]:
+            found[name].append(_searches(checkouts[name]))
+            print(name, found[name][-1], flush=True)
     rows = []
-    for name, runs in in_turn(checkouts, options.rounds, _searches).items():
+    for name, runs in found.items():
         medians = {key: round(statistics.median(run[key] for run in runs), 3) for key in runs[0]}
         rows.append({"kernels": name, "of": commit(checkouts[name]), "rounds": options.rounds, **medians} | source)
     print(write("demo-search", rows))
@@ -59,6 +64,12 @@ def _searches(checkout: Path) -> dict[str, float]:
         [sys.executable, "-c", SEARCHES], cwd=checkout, env=environment, check=True, stdout=subprocess.PIPE, text=True
     )
     return json.loads(process.stdout.splitlines()[-1])
+
+
+def commit(checkout: Path) -> str:
+    """The commit of a checkout."""
+    answer = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=checkout, capture_output=True, text=True)
+    return answer.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -1,71 +1,109 @@
-"""The demo of another checkout and of this one, in turn, each in processes of their own: where its seconds go.
+"""The demo of another checkout and of this one, at once, each stopped while the other runs: where its seconds go.
 
 git worktree add /tmp/before COMMIT && (cd /tmp/before && REVQ_DEV=1 python setup.py build_ext --inplace)
-python -m benchmarks.demo_speed --before /tmp/before [--rounds 3]
+python -m benchmarks.demo_speed --before /tmp/before [--rounds 5]
+
+Whole runs one after the other differ by more than the search can save, on a machine that others share.  In turns of half a
+second, what the machine does to one demo it does to the other.
 """
 
 import argparse
-import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import time
 from pathlib import Path
 
+from benchmarks.demo_search import HERE, commit
 from benchmarks.rows import provenance, write
 
-HERE = Path(__file__).parent.parent
+TURN = 0.5  # seconds
+POLL = 0.01  # seconds
+STAGES = {"": "load", "Encoding": "encode", "Training": "train and evaluate"}
+"""The line of output that begins each stage, by its first word."""
 
 
 def main() -> None:
-    """Run both, write a row each: medians of the stages' seconds."""
+    """Run both, write a row per stage: medians over the rounds, of seconds and of their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Path, required=True, help="a built checkout")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    source, checkouts = provenance("python -m benchmarks.demo_speed"), {"before": options.before.resolve(), "now": HERE}
+    source = provenance("python -m benchmarks.demo_speed")
+    checkouts = {"before": options.before.resolve(), "now": HERE}
+    rounds = []
+    for number in range(options.rounds):
+        rounds.append(run_in_turns(checkouts, first="now" if number % 2 else "before"))
+        print(rounds[-1], flush=True)
     rows = []
-    for name, runs in in_turn(checkouts, options.rounds, stages).items():
-        medians = {f"{stage} s": round(statistics.median(run[stage] for run in runs), 2) for stage in runs[0]}
-        total = statistics.median(sum(run.values()) for run in runs)
+    for stage in (*STAGES.values(), "all"):
+        before, now = ([run[name][stage] for run in rounds] for name in checkouts)
         rows.append(
-            {"demo": name, "of": commit(checkouts[name]), "rounds": options.rounds, **medians, "all s": round(total, 2)}
+            {
+                "stage": stage,
+                "before": commit(options.before),
+                "before s": round(statistics.median(before), 2),
+                "now s": round(statistics.median(now), 2),
+                "now / before": round(statistics.median(n / b for n, b in zip(now, before, strict=True)), 3),
+                "shorter now": sum(n < b for n, b in zip(now, before, strict=True)),
+                "rounds": options.rounds,
+            }
         )
     print(write("demo-speed", [row | source for row in rows]))
 
 
-def in_turn(
-    checkouts: dict[str, Path], rounds: int, measure: Callable[[Path], dict[str, float]]
-) -> dict[str, list[dict[str, float]]]:
-    """What ``measure`` finds in each checkout, by name, a value per round; each goes first in turn."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
-    for number in range(rounds):
-        for name in list(checkouts)[:: -1 if number % 2 else 1]:
-            found[name].append(measure(checkouts[name]))
-            print(name, found[name][-1], flush=True)
-    return found
-
-
-def stages(checkout: Path) -> dict[str, float]:
-    """Seconds of each stage of the demo, as it reports them."""
+def run_in_turns(checkouts: dict[str, Path], first: str) -> dict[str, dict[str, float]]:
+    """Seconds of each stage, and of all, that each checkout's demo had the machine."""
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(
-            [sys.executable, "-m", "revq", "demo", "--out", folder + "/demo"],
+        demos = {
+            name: Demo(checkouts[name], Path(folder, name)) for name in sorted(checkouts, key=lambda n: n != first)
+        }
+        try:
+            while running := [demo for demo in demos.values() if not demo.ended]:
+                for demo in running:
+                    demo.turn()
+        finally:
+            for demo in demos.values():
+                demo.process.kill()
+                demo.process.wait()
+    return {name: demos[name].seconds | {"all": sum(demos[name].seconds.values())} for name in checkouts}
+
+
+class Demo:
+    """A demo in a process of its own, which runs while `turn` does."""
+
+    def __init__(self, checkout: Path, out: Path) -> None:
+        self.seconds = dict.fromkeys(STAGES.values(), 0.0)
+        self.stage, self.ended = STAGES[""], False
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", "-m", "revq", "demo", "--out", str(out)],
             cwd=checkout,
             env=os.environ | {"PYTHONPATH": str(checkout)},
-            check=True,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
-        return json.loads(Path(folder, "demo", "demo.json").read_text())["seconds"]
+        self.process.send_signal(signal.SIGSTOP)
+        os.set_blocking(self.process.stdout.fileno(), False)
 
-
-def commit(checkout: Path) -> str:
-    """The commit of a checkout."""
-    answer = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=checkout, capture_output=True, text=True)
-    return answer.stdout.strip()
+    def turn(self) -> None:
+        """Run for half a second, or to the end."""
+        begin = time.perf_counter()
+        self.process.send_signal(signal.SIGCONT)
+        now = begin
+        while now < begin + TURN and not self.ended:
+            time.sleep(POLL)
+            self.ended = self.process.poll() is not None
+            then, now = now, time.perf_counter()
+            self.seconds[self.stage] += now - then
+            for line in (self.process.stdout.read() or b"").decode().splitlines():
+                self.stage = STAGES.get(line.split(" ")[0], self.stage)
+        if not self.ended:
+            self.process.send_signal(signal.SIGSTOP)
+        elif self.process.returncode != 0:
+            raise RuntimeError(f"the demo of {self.process.args} ended with {self.process.returncode}")
 
 
 if __name__ == "__main__":
