@@ -22,8 +22,8 @@ from benchmarks.rows import provenance, write
 
 TURN = 0.5  # seconds
 POLL = 0.01  # seconds
-STAGES = {"": "load", "Encoding": "encode", "Training": "train and evaluate"}
-"""The line of output that begins each stage, by its first word."""
+FIRST_STAGE, STAGES = "load", {"Encoding": "encode", "Training": "train and evaluate"}
+"""Stages, the later ones by the first word of the line that announces them."""
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
         rounds.append(run_in_turns(checkouts, first="now" if number % 2 else "before"))
         print(rounds[-1], flush=True)
     rows = []
-    for stage in (*STAGES.values(), "all"):
+    for stage in (FIRST_STAGE, *STAGES.values(), "all"):
         before, now = ([run[name][stage] for run in rounds] for name in checkouts)
         rows.append(
             {
@@ -76,8 +76,8 @@ class Demo:
     """A demo in a process of its own, which runs while `turn` does."""
 
     def __init__(self, checkout: Path, out: Path) -> None:
-        self.seconds = dict.fromkeys(STAGES.values(), 0.0)
-        self.stage, self.ended = STAGES[""], False
+        self.seconds = dict.fromkeys((FIRST_STAGE, *STAGES.values()), 0.0)
+        self.stage, self.ended = FIRST_STAGE, False
         self.process = subprocess.Popen(
             [sys.executable, "-u", "-m", "revq", "demo", "--out", str(out)],
             cwd=checkout,
