@@ -72,14 +72,14 @@ class Search {
       std::vector<int64_t> keys(plan_.queries);
       float* rest = workspace + own;
       for (int64_t item; (item = next()) >= 0;) {
-        // All ranges of a block follow each other, and all blocks of a group.
-        const int64_t place = item / ranges_, group = place / blocks_, block_number = place % blocks_;
+        // All ranges of a block follow each other, and the groups of the same queries.
+        const int64_t place = item / ranges_, group = place % problem_.G, block_number = place / problem_.G;
         search_item(group, block_number, item % ranges_, block, keys.data(), rest);
         if (left[place].fetch_sub(1, std::memory_order_acq_rel) == 1) finish(group, block_number, rest);
       }
     };
-    const bool together = blocks_ * ranges_ == 1 && problem_.K * problem_.d <= kMaxNumbersTogether;
-    share_work(items, work, together ? kGroupsTogether : 1);
+    const bool together = ranges_ == 1 && problem_.K * problem_.d <= kMaxNumbersTogether;
+    share_work(items, work, together ? std::min(problem_.G, kGroupsTogether) : 1);
   }
 
  private:

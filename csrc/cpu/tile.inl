@@ -12,6 +12,13 @@ constexpr int64_t kWidth = REVQ_LANES == 16 ? 16 : 8;
 typedef float Floats __attribute__((vector_size(4 * (REVQ_LANES == 16 ? 16 : 8))));
 typedef int32_t Ints __attribute__((vector_size(4 * (REVQ_LANES == 16 ? 16 : 8))));
 typedef int64_t Longs __attribute__((vector_size(4 * (REVQ_LANES == 16 ? 16 : 8))));
+#if REVQ_LANES == 16
+constexpr Ints kNumbers = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+constexpr Longs kPlaces = {0, 1, 2, 3, 4, 5, 6, 7};
+#else
+constexpr Ints kNumbers = {0, 1, 2, 3, 4, 5, 6, 7};
+constexpr Longs kPlaces = {0, 1, 2, 3};
+#endif
 constexpr int kHalves = kLanes / kWidth;
 // As many as leave registers for the codes.
 constexpr int64_t kQueriesPerStep = REVQ_LANES == 16 ? 4 : 2;
@@ -47,20 +54,15 @@ inline __attribute__((always_inline)) Longs smaller_key(Longs a, Longs b) { retu
 
 // The smallest of the keys whose words stand in the lanes of two registers.
 inline __attribute__((always_inline)) Longs keys_of_pairs(Ints upper, Ints lower) {
-  Ints low, high;
-  for (int32_t i = 0; i < kWidth; ++i) {
-    low[i] = i % 2 * static_cast<int32_t>(kWidth) + i / 2;
-    high[i] = low[i] + static_cast<int32_t>(kWidth) / 2;
-  }
+  const Ints low = kNumbers / 2 + kNumbers % 2 * static_cast<int32_t>(kWidth);
+  const Ints high = low + static_cast<int32_t>(kWidth / 2);
   return smaller_key((Longs)__builtin_shuffle(lower, upper, low), (Longs)__builtin_shuffle(lower, upper, high));
 }
 
 inline __attribute__((always_inline)) int64_t smallest_key(Longs keys) {
 #pragma GCC unroll 3
   for (int64_t step = kWidth / 4; step > 0; step /= 2) {
-    Longs other;
-    for (int64_t i = 0; i < kWidth / 2; ++i) other[i] = i ^ step;
-    keys = smaller_key(keys, __builtin_shuffle(keys, other));
+    keys = smaller_key(keys, __builtin_shuffle(keys, kPlaces ^ step));
   }
   return keys[0];
 }
@@ -110,9 +112,8 @@ void search_tile_in(const Tile& tile) {
     for (int64_t i = 0; i < kQueriesPerStep && q + i < tile.count; ++i) {
       Longs keys;
       for (int h = 0; h < kHalves; ++h) {
-        Ints lanes;
-        for (int32_t lane = 0; lane < kWidth; ++lane) lanes[lane] = h * static_cast<int32_t>(kWidth) + lane;
-        const Longs here = keys_of_pairs(key[i][h], panel[i][h] * static_cast<int32_t>(kLanes) + lanes);
+        const Ints code = panel[i][h] * static_cast<int32_t>(kLanes) + kNumbers + h * static_cast<int32_t>(kWidth);
+        const Longs here = keys_of_pairs(key[i][h], code);
         keys = h == 0 ? here : smaller_key(keys, here);
       }
       int64_t& smallest = tile.keys[tile.named[q + i]];
