@@ -1,10 +1,12 @@
-"""The demo of another checkout and of this one, at once, each stopped while the other runs: where its seconds go.
+"""The demo of another checkout and of this one, at once, each stopped while the other runs: where its seconds go, and how
+many of them are the search's.
 
 git worktree add /tmp/before COMMIT && (cd /tmp/before && REVQ_DEV=1 python setup.py build_ext --inplace)
 python -m benchmarks.demo_speed --before /tmp/before [--rounds 5]
 
-Whole runs one after the other differ by more than the search can save, on a machine that others share.  In turns of half a
-second, what the machine does to one demo it does to the other.
+Two runs of the same demo differ by several per cent, more than the search can save.  Turns of half a second give both the
+same machine, but not the same memory.  So the search's own share, operators and their gradients, is measured inside the
+demo: CPU seconds of the thread that calls them, which do not run while the demo is stopped.
 """
 
 import argparse
@@ -24,6 +26,30 @@ TURN = 0.5  # seconds
 POLL = 0.01  # seconds
 FIRST_STAGE, STAGES = "load", {"Encoding": "encode", "Training": "train and evaluate"}
 """Stages, the later ones by the first word of the line that announces them."""
+SEARCH = "search, its counts and gradients"
+DEMO = """
+import pathlib, sys, time
+from revq_kernels import ops
+
+spent, overload = 0.0, ops.overload
+
+def timed_overload(name, variant):
+    operator = overload(name, variant)
+    def call(*arguments):
+        global spent
+        begin = time.thread_time()
+        try:
+            return operator(*arguments)
+        finally:
+            spent += time.thread_time() - begin
+    return call
+
+ops.overload = timed_overload
+from revq.cli import main
+code = main(["demo", "--out", sys.argv[1]])
+pathlib.Path(sys.argv[1], "spent").write_text(str(spent))
+sys.exit(code)
+"""
 
 
 def main() -> None:
@@ -39,7 +65,7 @@ def main() -> None:
         rounds.append(run_in_turns(checkouts, first="now" if number % 2 else "before"))
         print(rounds[-1], flush=True)
     rows = []
-    for stage in (FIRST_STAGE, *STAGES.values(), "all"):
+    for stage in (FIRST_STAGE, *STAGES.values(), "all", SEARCH):
         before, now = ([run[name][stage] for run in rounds] for name in checkouts)
         rows.append(
             {
@@ -56,7 +82,7 @@ def main() -> None:
 
 
 def run_in_turns(checkouts: dict[str, Path], first: str) -> dict[str, dict[str, float]]:
-    """Seconds of each stage, and of all, that each checkout's demo had the machine."""
+    """Seconds of each stage, and of all, that each checkout's demo had the machine, and those of the search."""
     with tempfile.TemporaryDirectory() as folder:
         demos = {
             name: Demo(checkouts[name], Path(folder, name)) for name in sorted(checkouts, key=lambda n: n != first)
@@ -69,7 +95,7 @@ def run_in_turns(checkouts: dict[str, Path], first: str) -> dict[str, dict[str, 
             for demo in demos.values():
                 demo.process.kill()
                 demo.process.wait()
-    return {name: demos[name].seconds | {"all": sum(demos[name].seconds.values())} for name in checkouts}
+        return {name: demos[name].report() for name in checkouts}
 
 
 class Demo:
@@ -77,9 +103,9 @@ class Demo:
 
     def __init__(self, checkout: Path, out: Path) -> None:
         self.seconds = dict.fromkeys((FIRST_STAGE, *STAGES.values()), 0.0)
-        self.stage, self.ended = FIRST_STAGE, False
+        self.stage, self.ended, self.out = FIRST_STAGE, False, out
         self.process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "revq", "demo", "--out", str(out)],
+            [sys.executable, "-u", "-c", DEMO, str(out)],
             cwd=checkout,
             env=os.environ | {"PYTHONPATH": str(checkout)},
             stdout=subprocess.PIPE,
@@ -103,7 +129,12 @@ class Demo:
         if not self.ended:
             self.process.send_signal(signal.SIGSTOP)
         elif self.process.returncode != 0:
-            raise RuntimeError(f"the demo of {self.process.args} ended with {self.process.returncode}")
+            raise RuntimeError(f"the demo in {self.out} ended with {self.process.returncode}")
+
+    def report(self) -> dict[str, float]:
+        """Seconds of the stages, of all, and of the search."""
+        search = float((self.out / "spent").read_text())
+        return self.seconds | {"all": sum(self.seconds.values()), SEARCH: search}
 
 
 if __name__ == "__main__":
