@@ -4,12 +4,14 @@ many of them are the search's.
 git worktree add /tmp/before COMMIT && (cd /tmp/before && REVQ_DEV=1 python setup.py build_ext --inplace)
 python -m benchmarks.demo_speed --before /tmp/before [--rounds 5]
 
-Two runs of the same demo differ by several per cent, more than the search can save.  Turns of half a second give both the
-same machine, but not the same memory.  So the search's own share, operators and their gradients, is measured inside the
-demo: CPU seconds of the thread that calls them, which do not run while the demo is stopped.
+Turns of half a second give both the same machine, but not the same luck with memory that malloc returns to the system and
+asks for again (`revq/allocator.py`): once each demo does as it does, once both keep what they free, so that little but
+the search differs.  The search's own share, operators and their gradients, is measured inside the demo: CPU seconds of
+the thread that calls them, which do not run while the demo is stopped.
 """
 
 import argparse
+import itertools
 import os
 import signal
 import statistics
@@ -26,6 +28,11 @@ TURN = 0.5  # seconds
 POLL = 0.01  # seconds
 FIRST_STAGE, STAGES = "load", {"Encoding": "encode", "Training": "train and evaluate"}
 """Stages, the later ones by the first word of the line that announces them."""
+MEMORY = {
+    "as each does": {},
+    "kept by both": {"MALLOC_MMAP_THRESHOLD_": str(1 << 27), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)},
+}
+"""What becomes of freed memory, and the environment that says so."""
 SEARCH = "search, its counts and gradients"
 DEMO = """
 import pathlib, sys, time
@@ -60,15 +67,17 @@ def main() -> None:
     options = parser.parse_args()
     source = provenance("python -m benchmarks.demo_speed")
     checkouts = {"before": options.before.resolve(), "now": HERE}
-    rounds = []
+    rounds: dict[str, list[dict[str, dict[str, float]]]] = {memory: [] for memory in MEMORY}
     for number in range(options.rounds):
-        rounds.append(run_in_turns(checkouts, first="now" if number % 2 else "before"))
-        print(rounds[-1], flush=True)
+        for memory, environment in MEMORY.items():
+            rounds[memory].append(run_in_turns(checkouts, environment, first="now" if number % 2 else "before"))
+            print(memory, rounds[memory][-1], flush=True)
     rows = []
-    for stage in (FIRST_STAGE, *STAGES.values(), "all", SEARCH):
-        before, now = ([run[name][stage] for run in rounds] for name in checkouts)
+    for memory, stage in itertools.product(MEMORY, (FIRST_STAGE, *STAGES.values(), "all", SEARCH)):
+        before, now = ([run[name][stage] for run in rounds[memory]] for name in checkouts)
         rows.append(
             {
+                "freed memory": memory,
                 "stage": stage,
                 "before": commit(options.before),
                 "before s": round(statistics.median(before), 2),
@@ -81,11 +90,12 @@ def main() -> None:
     print(write("demo-speed", [row | source for row in rows]))
 
 
-def run_in_turns(checkouts: dict[str, Path], first: str) -> dict[str, dict[str, float]]:
+def run_in_turns(checkouts: dict[str, Path], environment: dict[str, str], first: str) -> dict[str, dict[str, float]]:
     """Seconds of each stage, and of all, that each checkout's demo had the machine, and those of the search."""
     with tempfile.TemporaryDirectory() as folder:
         demos = {
-            name: Demo(checkouts[name], Path(folder, name)) for name in sorted(checkouts, key=lambda n: n != first)
+            name: Demo(checkouts[name], environment, Path(folder, name))
+            for name in sorted(checkouts, key=lambda n: n != first)
         }
         try:
             while running := [demo for demo in demos.values() if not demo.ended]:
@@ -101,13 +111,13 @@ def run_in_turns(checkouts: dict[str, Path], first: str) -> dict[str, dict[str, 
 class Demo:
     """A demo in a process of its own, which runs while `turn` does."""
 
-    def __init__(self, checkout: Path, out: Path) -> None:
+    def __init__(self, checkout: Path, environment: dict[str, str], out: Path) -> None:
         self.seconds = dict.fromkeys((FIRST_STAGE, *STAGES.values()), 0.0)
         self.stage, self.ended, self.out = FIRST_STAGE, False, out
         self.process = subprocess.Popen(
             [sys.executable, "-u", "-c", DEMO, str(out)],
             cwd=checkout,
-            env=os.environ | {"PYTHONPATH": str(checkout)},
+            env=os.environ | environment | {"PYTHONPATH": str(checkout)},
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )

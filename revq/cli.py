@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Union
 
 from revq import recipes
+from revq.allocator import keep_freed_memory
 from revq.config import RunConfig
 from revq.errors import InputError
 from revq.options import ModelOptions, TrainOptions, checked, unchecked
@@ -251,6 +252,7 @@ Verb = Demo | Encode | Train | Reconstruct | Tokenize | Detokenize | Info
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0, 1 if the demo misses its mark, 2 for bad input, 130 on Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    keep_freed_memory()
     try:
         return _parse(argv).run()
     except ModuleNotFoundError as error:

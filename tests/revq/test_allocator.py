@@ -1,0 +1,58 @@
+"""Freed memory is kept where the allocator can be told so: counted in page faults, in processes of their own."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, torch
+from revq.allocator import keep_freed_memory
+
+def faults():
+    for _ in range(20):  # glibc needs some before it has a place that fits
+        torch.ones(1 << 24)  # 64 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+kept = {call}
+warm = faults()
+print(kept, (faults() - warm) / 20)
+"""
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is told")
+
+
+def faults(call: str, **environment: str) -> tuple[str, float]:
+    """What a call returned, and page faults per buffer of 64 MB after it."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    process = subprocess.run(
+        [sys.executable, "-c", FAULTS.replace("{call}", call)],
+        env=clean | environment,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    kept, count = process.stdout.split()[-2:]
+    return kept, float(count)
+
+
+@glibc
+def test_buffers_are_not_asked_of_the_system_again():
+    pages = (1 << 26) / os.sysconf("SC_PAGE_SIZE")
+    assert faults("None")[1] > pages / 2  # else this test shows nothing
+    kept, count = faults("keep_freed_memory()")
+    assert kept == "True"
+    assert count < pages / 100
+
+
+@glibc
+def test_the_command_line_does_so(tmp_path):
+    kept, count = faults(f"__import__('revq.cli').cli.main(['info', {str(tmp_path / 'missing')!r}])")
+    assert kept == "2"
+    assert count < 200
+
+
+@pytest.mark.parametrize("setting", [{"MALLOC_ARENA_MAX": "3"}, {"GLIBC_TUNABLES": "glibc.malloc.arena_max=3"}])
+def test_a_users_own_settings_stay(setting):
+    assert faults("keep_freed_memory()", **setting)[0] == "False"
