@@ -12,8 +12,9 @@ def keep_freed_memory() -> bool:
     """Tell glibc to keep buffers of up to 128 MB that are freed, for the next ones, and not to return them.
 
     A convolution's output of some megabytes is allocated and freed with every batch.  By default each comes from the
-    system again as pages of zeros, 4 KB at a time, which takes up to half of the time of encoding images on two cores.  The
-    process grows a little (docs/benchmarks.md, "The demo").  Whoever sets malloc's own environment variables is left alone.
+    system again as pages of zeros, 4 KB at a time, which takes two fifths of the time of encoding images on two cores
+    (docs/benchmarks.md, "The demo").  The process grows a little by what lies unused in between.  Whoever sets malloc's own
+    environment variables is left alone.
 
     Returns:
         Whether the allocator does so; False where it is not glibc's.

@@ -19,8 +19,9 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Numbers of codes in an item, at least: less is not worth packing the queries for.
 constexpr int64_t kMinNumbersPerItem = int64_t{1} << 15;
-// Where a query's share of an item is no more, waiting for a cache line that another thread has is a good part of it.
-constexpr int64_t kMaxNumbersTogether = int64_t{1} << 14;
+// Neighbouring groups whose indices, and most often rows, share cache lines: two threads would take them from each other.
+// Where a query is compared with no more numbers than these, such waiting is a good part of its time.
+constexpr int64_t kGroupsTogether = 16, kMaxNumbersTogether = int64_t{1} << 14;
 constexpr int64_t kMostWorkspace = 3 * (int64_t{1} << 19);  // floats
 constexpr int64_t kCentreSamples = 64;
 

@@ -15,9 +15,6 @@ namespace revq {
 // Items, per thread and at least, where there are as many: with fewer, one slow thread is waited for.
 constexpr int64_t kItemsPerThread = 4;
 
-// Neighbouring groups whose indices, and most often rows, share cache lines: two threads would take them from each other.
-constexpr int64_t kGroupsTogether = 16;
-
 // Calls work(next) on at most all of torch's threads, once on each; next() gives the number of an item not yet taken, or
 // -1.  A thread takes up to `together` neighbouring items at a time.
 template <typename Work>
