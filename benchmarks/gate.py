@@ -7,7 +7,7 @@ from benchmarks.cases import Case
 from benchmarks.exhaustive import exhaustive
 from benchmarks.wrong import spaced_rows
 from revq_kernels import nearest_code, quantize
-from revq_kernels.testing import Problem, problems, segment_sum_truth
+from revq_kernels.testing.problems import Problem, problems, segment_sum_truth
 
 
 class WrongAnswerError(SystemExit):

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from revq.latents import LatentStore
-from revq_kernels.layout import split_tokens
+from revq.data.latents import LatentStore
+from revq_kernels.nn.layout import split_tokens
 
 FOLDER = Path(__file__).parents[1] / "runs" / "benchmark-latents"
 SIDE = 8
@@ -29,12 +29,12 @@ MIN_SCALE = 0.75
 
 def store(part: str) -> LatentStore:
     """The frames' latents of the "train" or "held_out" photos; encoded by the first call."""
-    from revq import data
-    from revq.encode import encode_folder
-    from revq.vae import load_vae
+    from revq import assets
+    from revq.data.encode import encode_folder
+    from revq.data.vae import load_vae
 
     return encode_folder(
-        data.train_photos() if part == "train" else data.held_out_photos(),
+        assets.train_photos() if part == "train" else assets.held_out_photos(),
         load_vae(),
         image_size=FRAME_PIXELS,
         out=FOLDER / part,

@@ -10,10 +10,10 @@ from pathlib import Path
 from benchmarks.rows import provenance, write
 from revq import recipes
 from revq.config import RectifierConfig
-from revq.evaluate import latent_errors
-from revq.latents import LatentStore
-from revq.report import table
-from revq.train import train
+from revq.data.latents import LatentStore
+from revq.eval.evaluate import latent_errors
+from revq.eval.report import table
+from revq.train.loop import train
 
 RUNS = [
     RectifierConfig(kind="efficientvit", width=64, layers=1, form="residual"),

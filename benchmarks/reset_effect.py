@@ -10,14 +10,14 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.rows import provenance, write
-from revq import data, recipes
+from revq import assets, recipes
 from revq.config import RectifierConfig
-from revq.encode import encode_folder
-from revq.evaluate import code_use, latent_errors
-from revq.latents import LatentStore
-from revq.report import table
-from revq.train import train
-from revq.vae import load_vae
+from revq.data.encode import encode_folder
+from revq.data.latents import LatentStore
+from revq.data.vae import load_vae
+from revq.eval.evaluate import code_use, latent_errors
+from revq.eval.report import table
+from revq.train.loop import train
 
 CROPS_PER_PHOTO = 20
 RUNS = [("normal", 1024), ("data", 1024), ("normal", 256), ("data", 256)]
@@ -28,8 +28,8 @@ def stores(folder: Path) -> tuple[LatentStore, LatentStore]:
     if not (folder / "train").exists() or not (folder / "held_out").exists():
         vae = load_vae()
         common = {"image_size": 128, "batch_size": 32}
-        encode_folder(data.train_photos(), vae, out=folder / "train", crops=CROPS_PER_PHOTO, **common)
-        encode_folder(data.held_out_photos(), vae, out=folder / "held_out", **common)
+        encode_folder(assets.train_photos(), vae, out=folder / "train", crops=CROPS_PER_PHOTO, **common)
+        encode_folder(assets.held_out_photos(), vae, out=folder / "held_out", **common)
     return LatentStore(folder / "train"), LatentStore(folder / "held_out")
 
 

@@ -10,22 +10,22 @@ __version__ = "0.1.0"
 
 _HOME = {
     "FastChannelVQ": "revq_kernels",
-    "FrozenVAE": "revq.vae",
+    "FrozenVAE": "revq.data.vae",
     "InputError": "revq.errors",
-    "LatentStore": "revq.latents",
+    "LatentStore": "revq.data.latents",
     "ModelConfig": "revq.config",
-    "ReVQ": "revq.model",
+    "ReVQ": "revq.model.revq",
     "RectifierConfig": "revq.config",
     "RunConfig": "revq.config",
     "Tokenizer": "revq.tokenizer",
     "TrainConfig": "revq.config",
-    "encode_folder": "revq.encode",
-    "Patched": "revq.integrations.patch",
-    "fast_distances": "revq.integrations.fast_distances",
-    "like": "revq.integrations.patch",
-    "load_vae": "revq.vae",
-    "patch": "revq.integrations.patch",
-    "unpatch": "revq.integrations.patch",
+    "encode_folder": "revq.data.encode",
+    "Patched": "revq_kernels.interop.patch",
+    "fast_distances": "revq_kernels.interop.fast_distances",
+    "like": "revq_kernels.interop.patch",
+    "load_vae": "revq.data.vae",
+    "patch": "revq_kernels.interop.patch",
+    "unpatch": "revq_kernels.interop.patch",
 }
 _MODULES = ("recipes", "train")  # modules, used as revq.recipes.demo() and revq.train.train(...)
 

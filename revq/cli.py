@@ -70,9 +70,9 @@ class Encode:
 
     def run(self) -> int:
         """Encode."""
-        from revq.encode import encode_folder
-        from revq.images import list_images
-        from revq.vae import load_vae
+        from revq.data.encode import encode_folder
+        from revq.data.images import list_images
+        from revq.data.vae import load_vae
 
         list_images(self.images)  # a wrong folder is told before the VAE takes its seconds
         vae = load_vae(self.vae, device=_device(self.device))
@@ -101,8 +101,8 @@ class Train:
 
     def run(self) -> int:
         """Train."""
-        from revq.latents import LatentStore
-        from revq.train import train
+        from revq.data.latents import LatentStore
+        from revq.train.loop import train
 
         config = RunConfig(self.recipe, checked(self.model), checked(self.train))
         validation = LatentStore(self.validation) if self.validation else None
@@ -134,10 +134,10 @@ class Reconstruct:
 
     def run(self) -> int:
         """Reconstruct."""
-        from revq.evaluate import image_quality, reconstruct
-        from revq.files import check_output, image_files
-        from revq.images import center_crop, load_image, to_pil, to_tensor
-        from revq.report import save_comparison, table
+        from revq.data.images import center_crop, load_image, to_pil, to_tensor
+        from revq.data.tokenize import check_output, image_files
+        from revq.eval.evaluate import image_quality, reconstruct
+        from revq.eval.report import save_comparison, table
 
         files = image_files(self.images)
         check_output(self.out, files, ".png")
@@ -171,8 +171,8 @@ class Tokenize:
 
     def run(self) -> int:
         """Tokenize."""
-        from revq.files import check_output, image_files, tokenize_files
-        from revq.latents import is_latent_store
+        from revq.data.latents import is_latent_store
+        from revq.data.tokenize import check_output, image_files, tokenize_files
 
         if len(self.images) == 1 and is_latent_store(self.images[0]):
             return self._run_on_latents()
@@ -183,10 +183,10 @@ class Tokenize:
         return 0
 
     def _run_on_latents(self) -> int:
-        from revq.files import check_output, tokenize_store
-        from revq.latents import LatentStore
-        from revq.model import ReVQ
-        from revq.model_files import TOKENIZER, model_file
+        from revq.data.latents import LatentStore
+        from revq.data.tokenize import check_output, tokenize_store
+        from revq.model.files import TOKENIZER, model_file
+        from revq.model.revq import ReVQ
         from revq.tokenizer import read_description
 
         check_output(self.out, [])
@@ -221,8 +221,8 @@ class Detokenize:
 
     def run(self) -> int:
         """Detokenize."""
-        from revq.files import detokenize_file
-        from revq.tokens import load_tokens
+        from revq.data.tokenize import detokenize_file
+        from revq.data.tokens import load_tokens
 
         load_tokens(self.tokens)  # a wrong file is told before the VAE takes its seconds
         count = detokenize_file(_tokenizer(self), self.tokens, self.out, batch_size=self.batch_size)
@@ -239,7 +239,7 @@ class Info:
 
     def run(self) -> int:
         """Describe."""
-        from revq.data import vae_folder
+        from revq.assets import vae_folder
         from revq.info import describe
 
         print(describe(vae_folder() if str(self.path) == "embedded" else self.path))
@@ -304,7 +304,7 @@ def _recipe_in(argv: list[str]) -> tuple[ModelOptions, TrainOptions]:
     run = recipes.RECIPES.get(found.recipe, recipes.demo)()
     model, options = unchecked(run.model), unchecked(run.train)
     if argv[:1] == ["train"] and found.latents is not None and not {"-h", "--help"} & set(argv):
-        from revq.latents import LatentStore
+        from revq.data.latents import LatentStore
 
         model = dataclasses.replace(model, latent_shape=LatentStore(found.latents).shape)
     return model, options

@@ -15,19 +15,19 @@ import torch
 
 import revq_kernels
 from revq import recipes
-from revq.atomic import atomic_file
 from revq.config import RunConfig, to_dict
-from revq.encode import encode_folder
+from revq.data.atomic import atomic_file
+from revq.data.encode import encode_folder
 from revq.errors import InputError
-from revq.evaluate import Reconstructions, code_use, image_quality, latent_errors, reconstruct
-from revq.report import pairs, save_comparison, save_loss_plot, table
-from revq.track import read_records
-from revq.train import train
-from revq_kernels.layout import split_tokens
+from revq.eval.evaluate import Reconstructions, code_use, image_quality, latent_errors, reconstruct
+from revq.eval.report import pairs, save_comparison, save_loss_plot, table
+from revq.train.loop import train
+from revq.train.track import read_records
+from revq_kernels.nn.layout import split_tokens
 
 if TYPE_CHECKING:
-    from revq.model import ReVQ
-    from revq.vae import FrozenVAE
+    from revq.data.vae import FrozenVAE
+    from revq.model.revq import ReVQ
 
 LEAST_GAIN = 0.02
 """The rectifier must lower the held-out latent error by this share."""
@@ -75,13 +75,13 @@ def demo(
     Raises:
         InputError: if ``out`` holds files that no demo wrote.
     """
-    from revq import data
-    from revq.images import center_crop, load_image, to_tensor
-    from revq.vae import load_vae
+    from revq import assets
+    from revq.data.images import center_crop, load_image, to_tensor
+    from revq.data.vae import load_vae
 
     config, out = config or recipes.demo(), Path(out)
-    photos = list(data.train_photos() if photos is None else photos)
-    held_out = list(data.held_out_photos() if held_out is None else held_out)
+    photos = list(assets.train_photos() if photos is None else photos)
+    held_out = list(assets.held_out_photos() if held_out is None else held_out)
     _make_room(out, config)
     seconds: dict[str, float] = {}
     clock = _Clock(seconds)
@@ -171,7 +171,7 @@ def _report(numbers: dict[str, Any], image_size: int) -> str:
 
 
 def _draw(out: Path, pictures: Reconstructions) -> None:
-    from revq.images import to_pil
+    from revq.data.images import to_pil
 
     count = len(pictures.original)
     shown = sorted({count * place // _SHOWN for place in range(_SHOWN)})  # spread over all photos

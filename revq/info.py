@@ -5,7 +5,7 @@ from pathlib import Path
 
 from revq.config import ModelConfig
 from revq.errors import InputError
-from revq.report import pairs
+from revq.eval.report import pairs
 
 
 def describe(path: str | Path) -> str:
@@ -34,7 +34,7 @@ def describe(path: str | Path) -> str:
 
 
 def _token_file(path: Path) -> list[tuple[str, str]]:
-    from revq.tokens import bits_per_index, load_tokens
+    from revq.data.tokens import bits_per_index, load_tokens
 
     file = load_tokens(path)
     samples, tokens = file.indices.shape
@@ -49,7 +49,7 @@ def _token_file(path: Path) -> list[tuple[str, str]]:
 
 
 def _latent_store(path: Path) -> list[tuple[str, str]]:
-    from revq.latents import LatentStore
+    from revq.data.latents import LatentStore
 
     store = LatentStore(path)
     plan = store.plan
@@ -64,7 +64,7 @@ def _latent_store(path: Path) -> list[tuple[str, str]]:
 
 
 def _vae(path: Path) -> list[tuple[str, str]]:
-    from revq.vae import load_vae
+    from revq.data.vae import load_vae
 
     vae = load_vae(path)
     return [
@@ -78,9 +78,9 @@ def _vae(path: Path) -> list[tuple[str, str]]:
 
 
 def _model(path: Path) -> list[tuple[str, str]]:
-    from revq.evaluate import summarise_count
-    from revq.model import ReVQ
-    from revq.model_files import TOKENIZER
+    from revq.eval.evaluate import summarise_count
+    from revq.model.files import TOKENIZER
+    from revq.model.revq import ReVQ
     from revq.tokenizer import read_description
 
     model = ReVQ.from_pretrained(path)
@@ -99,7 +99,7 @@ def _model(path: Path) -> list[tuple[str, str]]:
 
 
 def _run(path: Path) -> list[tuple[str, str]]:
-    from revq.checkpoint import load_checkpoint
+    from revq.train.checkpoint import load_checkpoint
 
     state = load_checkpoint(path / "checkpoint.pt")
     try:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from revq.data.images import center_crop, to_tensor
+from revq.data.vae import FrozenVAE, load_vae
 from revq.errors import InputError
-from revq.images import center_crop, to_tensor
-from revq.model import ReVQ
-from revq.model_files import TOKENIZER, model_file, model_folder, write_model
-from revq.vae import FrozenVAE, load_vae
+from revq.model.files import TOKENIZER, model_file, model_folder, write_model
+from revq.model.revq import ReVQ
 
 if TYPE_CHECKING:
     from PIL.Image import Image

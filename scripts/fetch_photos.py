@@ -1,10 +1,10 @@
-"""Make the demo photos in `revq/data/photos` from two Debian packages.
+"""Make the demo photos in `revq/assets/photos` from two Debian packages.
 
 Downloads the packages (nothing is installed), keeps the real photos whose author and free licence the packages name,
 drops near-duplicates, splits them, and writes
 
-* `revq/data/photos/train/*.webp` and `revq/data/photos/held_out/*.webp`, short side at most 256 pixels,
-* `revq/data/photos/SOURCES.csv`, one row a photo: author, licence, origin, what was changed.
+* `revq/assets/photos/train/*.webp` and `revq/assets/photos/held_out/*.webp`, short side at most 256 pixels,
+* `revq/assets/photos/SOURCES.csv`, one row a photo: author, licence, origin, what was changed.
 
 Needs Debian's apt-get and dpkg:  python scripts/fetch_photos.py
 """
@@ -20,7 +20,7 @@ import numpy as np
 from photo_sources import FREE_LICENCES, Credit, download, parse_credits, read_rcc
 from PIL import Image
 
-PHOTOS = Path(__file__).resolve().parent.parent / "revq" / "data" / "photos"
+PHOTOS = Path(__file__).resolve().parent.parent / "revq" / "assets" / "photos"
 GCOMPRIS, LOMIRI = "gcompris-qt-data", ("lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04")
 LOMIRI_HOME = "https://gitlab.com/ubports/development/core/lomiri-wallpapers"
 RESOURCES = (

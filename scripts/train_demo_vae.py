@@ -1,4 +1,4 @@
-"""Train the embedded VAE in `revq/data/vae` on the shipped demo photos, or measure it.
+"""Train the embedded VAE in `revq/assets/vae` on the shipped demo photos, or measure it.
 
     python scripts/train_demo_vae.py                # PCA start, fine-tune, write weights and metrics
     python scripts/train_demo_vae.py --evaluate     # measure the shipped weights on the held-out crops again
@@ -22,8 +22,8 @@ from diffusers import AutoencoderDC
 from torch import Tensor
 from tqdm import tqdm
 
-from revq.data import held_out_photos, train_photos, vae_folder
-from revq.images import center_crop, load_image, random_crop, to_tensor
+from revq.assets import held_out_photos, train_photos, vae_folder
+from revq.data.images import center_crop, load_image, random_crop, to_tensor
 
 SIZE, FIT_CROPS_PER_PHOTO, FLOOR = 128, 4, 5e-4
 SOLVED_LR, GAIN_LR = 0.1, 0.05  # as fractions of the learning rate

@@ -21,7 +21,7 @@ from benchmarks.providers.plain_torch import cdist, direct, expansion, expansion
 from benchmarks.rows import Rows
 from benchmarks.wrong import Judge
 from revq_kernels import nearest_code
-from revq_kernels.testing import problems
+from revq_kernels.testing.problems import problems
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_thread")

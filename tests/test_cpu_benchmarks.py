@@ -16,7 +16,7 @@ from benchmarks.cpu_report import TARGETS, acceptance_table, search_table, shown
 from benchmarks.providers import serving
 from benchmarks.rows import write
 from revq_kernels import native
-from revq_kernels.testing import contract_index, problems
+from revq_kernels.testing.problems import contract_index, problems
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [

@@ -38,14 +38,14 @@ def test_contents(wheel):
     assert tops == {"revq", "revq_kernels", "revq-0.1.0.dist-info"}
     assert [name for name in names if name.endswith(".so")] == ["revq_kernels/_C.so"]
     for needed in (
-        "revq/data/vae/config.json",
-        "revq/data/vae/diffusion_pytorch_model.safetensors",
-        "revq/data/photos/SOURCES.csv",
+        "revq/assets/vae/config.json",
+        "revq/assets/vae/diffusion_pytorch_model.safetensors",
+        "revq/assets/photos/SOURCES.csv",
         "revq/py.typed",
         "revq_kernels/py.typed",
     ):
         assert needed in names
-    assert sum(name.startswith("revq/data/photos/train/") for name in names) >= 90
+    assert sum(name.startswith("revq/assets/photos/train/") for name in names) >= 90
     assert wheel.stat().st_size < 12 * 2**20
 
 

@@ -12,7 +12,7 @@ class DropInCase:
     """A quantizer at the table's size, 4,096 vectors against 16,384 codes unless it says otherwise.
 
     Attributes:
-        family: the family's name in `revq.integrations`.
+        family: the family's name in `revq_kernels.interop`.
         quantizer: the class, and whose it is; no two cases have the same.
         d: numbers per code.
         build: makes the module, with a codebook of K normal vectors; the package's own class where there is one.

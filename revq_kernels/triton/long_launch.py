@@ -9,9 +9,9 @@ from torch import Tensor
 from revq_kernels.triton.addressing import padded
 from revq_kernels.triton.blocks import FirstPassConfig
 from revq_kernels.triton.certificate import constants
+from revq_kernels.triton.first_pass_long import long_vectors
 from revq_kernels.triton.launch import Launch
 from revq_kernels.triton.long_plan import LongPlan, chunks, pitch
-from revq_kernels.triton.long_vectors import long_vectors
 from revq_kernels.triton.pack import pack_codes, pack_queries
 
 PACK_WARPS = 4

@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 import triton
 
-from revq_kernels.triton import config
+from revq_kernels.triton import plan as planning
 from revq_kernels.triton.blocks import FirstPassConfig, default_first_pass
-from revq_kernels.triton.config import Target, make_plan, target_of
-from revq_kernels.triton.search import search
+from revq_kernels.triton.launches import search
+from revq_kernels.triton.plan import Target, make_plan, target_of
 
 SHAPES = (
     (256, 512, 16384, 4),
@@ -91,14 +91,14 @@ def tune(form: str, shape: tuple[int, int, int, int], target: Target) -> tuple[F
 def main(arguments: list[str]) -> None:
     """Tune every form and shape, and write the file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--form", nargs="+", choices=config.FORMS[:2], default=list(config.FORMS[:2]))
+    parser.add_argument("--form", nargs="+", choices=planning.FORMS[:2], default=list(planning.FORMS[:2]))
     parser.add_argument("--d", type=int, nargs="+", help="code dimensions, of those that have a shape; default all")
     parser.add_argument("--out", type=Path, help="default: the file that later searches read")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         sys.exit("tune: needs a CUDA device, and torch sees none")
     target = target_of(torch.device("cuda", torch.cuda.current_device()))
-    path = options.out or config.measured_path(target.card)
+    path = options.out or planning.measured_path(target.card)
     found: dict[str, dict[str, dict]] = {}
     for form in options.form:
         for shape in SHAPES:

@@ -16,7 +16,8 @@ if triton.interpreted():
 if triton.unavailable("cuda") is not None:
     pytest.skip(f"no Triton: {triton.unavailable('cuda')}", allow_module_level=True)
 
-from revq_kernels.triton import aot, blocks, config, search
+from revq_kernels.triton import aot, blocks, launches
+from revq_kernels.triton import plan as planning
 from revq_kernels.triton.launch import Launch
 from revq_kernels.triton.long_plan import chunks, pitch, plan_long
 
@@ -37,7 +38,7 @@ FEW = [
 ALL = [
     (target, form, d, dtype, contiguous)
     for target in (*SHARED, "gfx950")
-    for form in config.FORMS
+    for form in planning.FORMS
     for d in (1, 2, 3, 4, 6, 8, 12, 16, 17, 32, 64, 100, 128, 256, 512)
     for dtype, contiguous in (
         (torch.float32, True),
@@ -45,7 +46,7 @@ ALL = [
         (torch.float16, True),
         (torch.float32, False),
     )
-    if not (form == "tensor_core" and d < config.MIN_TENSOR_CORE_D)
+    if not (form == "tensor_core" and d < planning.MIN_TENSOR_CORE_D)
 ]
 CASES = ALL if os.environ.get("REVQ_AOT") == "all" else FEW
 
@@ -57,16 +58,16 @@ def launches(target: str, form: str, d: int, dtype: torch.dtype, contiguous: boo
     codebook = torch.empty(num_groups, num_codes, d, device="meta", dtype=dtype)
     if not contiguous:
         codebook = torch.empty(num_groups, d, num_codes, device="meta", dtype=dtype).transpose(1, 2)
-    card = config.Target(target, 132, "a card")
+    card = planning.Target(target, 132, "a card")
     first_pass = None
     if parts == 3:
         default = blocks.default_first_pass(form, d, target, contiguous=False)  # the smaller tile
         first_pass = blocks.FirstPassConfig(**{**default.__dict__, "parts": 3})
-    plan = config.make_plan(rows, num_groups, num_codes, d, card, form, first_pass, contiguous)
+    plan = planning.make_plan(rows, num_groups, num_codes, d, card, form, first_pass, contiguous)
     indices = torch.empty(rows, num_groups, dtype=torch.int64, device="meta")
     count = torch.empty(num_groups, num_codes, dtype=torch.int64, device="meta")
-    this = next(search.rounds_of(x, codebook, indices, x, count, plan))
-    return list(search.launches(this))
+    this = next(launches.rounds_of(x, codebook, indices, x, count, plan))
+    return list(launches.launches(this))
 
 
 @cache
@@ -166,10 +167,10 @@ def test_loops_are_found_and_weighted():
 
 def test_the_workspace_is_bounded():
     for shape in ((256, 512, 16384, 4), (128, 256, 262144, 8), (256, 1, 262144, 8), (2**20, 1, 262144, 8)):
-        for form in config.FORMS:
-            plan = config.make_plan(*shape, config.Target("sm_90", 132, "a card"), form)
+        for form in planning.FORMS:
+            plan = planning.make_plan(*shape, planning.Target("sm_90", 132, "a card"), form)
             queries = min(shape[0], plan.rows_per_round) * shape[1]
-            assert queries * (20 + 8 * plan.slots) <= config.WORKSPACE
+            assert queries * (20 + 8 * plan.slots) <= planning.WORKSPACE
             assert plan.splits * plan.codes_per_split >= shape[2] > (plan.splits - 1) * plan.codes_per_split
 
 
@@ -197,27 +198,27 @@ def test_chunks_add_up_to_the_pitch():
 
 @pytest.mark.parametrize(("rows", "num_groups", "num_codes"), [(256, 1, 262144), (128, 256, 262144), (256, 512, 16384)])
 def test_every_multiprocessor_gets_work(rows, num_groups, num_codes):
-    plan = config.make_plan(rows, num_groups, num_codes, 8, config.Target("sm_90", 132, "a card"))
+    plan = planning.make_plan(rows, num_groups, num_codes, 8, planning.Target("sm_90", 132, "a card"))
     assert plan.form == "tensor_core"
     assert num_groups * -(-rows // plan.first_pass.block_queries) * plan.splits >= 1.9 * 132
 
 
 def test_the_form_follows_the_problem_and_the_card():
     def form(arch: str, k: int = 65536, d: int = 8) -> str:
-        return config.make_plan(1024, 8, k, d, config.Target(arch, 100, "a card")).form
+        return planning.make_plan(1024, 8, k, d, planning.Target(arch, 100, "a card")).form
 
     assert [form("sm_90"), form("sm_80"), form("sm_75"), form("gfx942")] == ["tensor_core", "tensor_core", "fma", "fma"]
     assert [form("sm_90", d=2), form("sm_90", d=513), form("sm_90", k=300)] == ["fma", "direct", "direct"]
 
 
 def test_a_measured_card_overrules_the_default(monkeypatch, tmp_path):
-    monkeypatch.setattr(config, "MEASURED", tmp_path)
-    card = config.Target("sm_90", 132, "Some Card 9000 (SXM)")
-    path = config.measured_path(card.card)
+    monkeypatch.setattr(planning, "MEASURED", tmp_path)
+    card = planning.Target("sm_90", 132, "Some Card 9000 (SXM)")
+    path = planning.measured_path(card.card)
     assert path.name == "some-card-9000-sxm.json"
     path.write_text(
         '{"configs": {"tensor_core": {"8": {"form": "tensor_core", "block_queries": 64, "block_codes": 64,'
         ' "lanes": [8, 1, 4, 2], "cell_tiles": 16, "num_warps": 4, "parts": 1, "depth": 8, "unroll": 1, "ms": 1.0}}}}'
     )
-    assert config.make_plan(256, 256, 65536, 8, card).first_pass.block_queries == 64
-    assert config.make_plan(256, 256, 65536, 4, card).first_pass.block_queries == 128
+    assert planning.make_plan(256, 256, 65536, 8, card).first_pass.block_queries == 64
+    assert planning.make_plan(256, 256, 65536, 4, card).first_pass.block_queries == 128

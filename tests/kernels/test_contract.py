@@ -8,7 +8,7 @@ import torch
 
 import revq_kernels
 from revq_kernels import nearest_code, quantize
-from revq_kernels.testing import Problem, assert_same_codes, contract_index, problems
+from revq_kernels.testing.problems import Problem, assert_same_codes, contract_index, problems
 
 PROBLEMS = list(problems())
 
@@ -74,7 +74,7 @@ def test_denormals_count_in_threads_that_were_born_flushing():
         "torch.set_flush_denormal(True); torch.set_num_threads(2)\n"
         "(torch.randn(2000000) * 2).sum()\n"
         "from revq_kernels import nearest_code\n"
-        "from revq_kernels.testing import contract_index\n"
+        "from revq_kernels.testing.problems import contract_index\n"
         "g = torch.Generator().manual_seed(0)\n"
         "x = torch.randint(-999, 999, (300, 1, 4), generator=g).double() * 1e-23\n"
         "c = torch.randint(-999, 999, (1, 300, 4), generator=g).double() * 1e-23\n"

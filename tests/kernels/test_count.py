@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from revq_kernels import count_codes_, quantize
-from revq_kernels.testing import contract_index
+from revq_kernels.testing.problems import contract_index
 
 
 @pytest.mark.parametrize(("shape", "k"), [((50, 3), 7), ((2, 5, 4), 3), ((4,), 9), ((0, 2), 5), ((1000, 1), 2)])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from revq_kernels import FastChannelVQ, explain, nearest_code, quantize, reset_codes_
-from revq_kernels.testing import Problem, assert_same_codes, problems
+from revq_kernels.testing.problems import Problem, assert_same_codes, problems
 
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
@@ -21,15 +21,16 @@ def test_index_is_the_contracts(problem: Problem, impl: str):
 
 @pytest.mark.parametrize(("n", "g", "k", "d"), [(256, 4, 16384, 4), (256, 2, 65536, 8), (100, 1, 30011, 17)])
 def test_each_form_on_the_device_finds_the_references_codes(n, g, k, d):
-    from revq_kernels.triton import config, search
+    from revq_kernels.triton import launches
+    from revq_kernels.triton import plan as planning
 
     x, codebook = torch.randn(n, g, d, device="cuda"), torch.randn(g, k, d, device="cuda")
     codebook[:, k // 2 :: 3] = codebook[:, : len(range(k // 2, k, 3))]  # twins
     expected = nearest_code(x, codebook, impl="reference")
-    for form in config.FORMS:
-        plan = config.make_plan(n, g, k, d, config.target_of(x.device), form)
+    for form in planning.FORMS:
+        plan = planning.make_plan(n, g, k, d, planning.target_of(x.device), form)
         indices = torch.empty(n, g, dtype=torch.int64, device="cuda")
-        states = search.search(x, codebook, indices, None, None, plan)
+        states = launches.search(x, codebook, indices, None, None, plan)
         assert torch.equal(indices, expected), form
         if form != "direct":
             assert states[0].settled(plan).float().mean() > 0.99

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from revq_kernels import nearest_code
-from revq_kernels.testing import contract_index, problems
+from revq_kernels.testing.problems import contract_index, problems
 
 dev = pytest.importorskip("revq_kernels._dev", reason="the tests' window is built with REVQ_DEV=1")
 

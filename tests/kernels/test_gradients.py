@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from revq_kernels import nearest_code, quantize
-from revq_kernels.testing import segment_sum_truth
+from revq_kernels.testing.problems import segment_sum_truth
 
 SHAPES = [(1, 1, 1, 1), (64, 2, 5, 4), (257, 3, 17, 8), (300, 1, 3, 31), (0, 2, 5, 4)]
 

@@ -8,7 +8,7 @@ import torch
 
 from revq_kernels import CodebookIndex, NativeUnavailableError, native, nearest_code
 from revq_kernels.index import BUILD_VISITS
-from revq_kernels.testing import Problem, assert_same_codes, contract_index, problems
+from revq_kernels.testing.problems import Problem, assert_same_codes, contract_index, problems
 
 pytestmark = pytest.mark.skipif(native.load() is not None, reason=f"native: {native.load()}")
 PROBLEMS = list(problems(seed=1))

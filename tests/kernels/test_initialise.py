@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from revq_kernels import FastChannelVQ
-from revq_kernels.initialise import initial_codebook
-from revq_kernels.testing import contract_index
+from revq_kernels.nn.initialise import initial_codebook
+from revq_kernels.testing.problems import contract_index
 
 
 def seeded(number=1):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from revq_kernels import EMAUpdate, FastChannelVQ, MappedCodes
-from revq_kernels.testing import contract_index
+from revq_kernels.testing.problems import contract_index
 
 
 @pytest.mark.parametrize("width", [4, 11])

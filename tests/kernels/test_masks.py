@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from revq_kernels import EMAUpdate, FastChannelVQ
-from revq_kernels.masks import token_mask
+from revq_kernels.nn.masks import token_mask
 
 MASK = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 1, 1, 0], [0, 0, 0, 0, 0]]).bool()
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from revq_kernels import FastChannelVQ, merge_tokens, split_tokens
-from revq_kernels.testing import contract_index
+from revq_kernels.testing.problems import contract_index
 
 
 def grouped(tokens, groups):

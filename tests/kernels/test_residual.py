@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from revq_kernels import EMAUpdate, FastChannelVQ, ProjectedVQ, ResidualVQ
-from revq_kernels.testing import contract_index
+from revq_kernels.testing.problems import contract_index
 
 
 def stages(number=3, *, ema=False, **options):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from revq_kernels import EMAUpdate, FastChannelVQ, QuantizerOutput
-from revq_kernels.returns import FORMATS
+from revq_kernels.nn.output import FORMATS
 
 
 def outputs(returns, training=True, shape=(2, 4, 3, 5), **options):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from revq_kernels import FastChannelVQ, explain, nearest_code, reference
-from revq_kernels.testing import contract_index, problems
+from revq_kernels.testing.problems import contract_index, problems
 
 PROBLEMS = {problem.name: problem for problem in problems()}
 

@@ -8,20 +8,20 @@ import torch
 from torch import Tensor
 
 from revq_kernels import triton
-from revq_kernels.testing import assert_same_codes
+from revq_kernels.testing.problems import assert_same_codes
 
 if not triton.interpreted():
     pytest.skip("needs TRITON_INTERPRET=1 in a process of its own: `make test` does that", allow_module_level=True)
 
 from revq_kernels.triton.addressing import grouped_rows
 from revq_kernels.triton.blocks import DirectConfig, FirstPassConfig
+from revq_kernels.triton.candidates import settle
 from revq_kernels.triton.direct import fallback
+from revq_kernels.triton.launches import State
 from revq_kernels.triton.long_launch import Packed, long_launches
 from revq_kernels.triton.long_plan import pitch, plan_long
 from revq_kernels.triton.pack import FAR, pack_codes, pack_queries
 from revq_kernels.triton.prepare import SAMPLES, prepare
-from revq_kernels.triton.search import State
-from revq_kernels.triton.settle import settle
 
 QUERIES, CODES, CELL_TILES = 16, 32, 2
 DIMS = (17, 33, 64, 100, 256, 512)

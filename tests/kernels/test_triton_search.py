@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from revq_kernels import TritonUnavailableError, explain, nearest_code, quantize, triton
-from revq_kernels.testing import Problem, assert_same_codes, problems
+from revq_kernels.testing.problems import Problem, assert_same_codes, problems
 
 if not triton.interpreted():
     pytest.skip("needs TRITON_INTERPRET=1 in a process of its own: `make test` does that", allow_module_level=True)
 
-from revq_kernels.triton import blocks, config, search
+from revq_kernels.triton import blocks, launches
+from revq_kernels.triton import plan as planning
 from revq_kernels.triton.addressing import grouped_rows
 
 ELSEWHERE = {
@@ -23,7 +24,7 @@ ELSEWHERE = {
 }
 """Problems that take no way through a first pass which those that stay do not take; test_contract.py has them all."""
 PROBLEMS = [p for p in problems() if p.x.numel() and p.name not in ELSEWHERE]
-TARGET = config.Target("sm_90", 1, "interpreter")
+TARGET = planning.Target("sm_90", 1, "interpreter")
 
 
 def small_blocks(form: str, d: int) -> blocks.FirstPassConfig | None:
@@ -43,12 +44,12 @@ def run(problem: Problem, form: str, *, splits_for: int = 1, rows_per_round: int
     num_groups, num_codes, d = codebook.shape
     rows = x.shape[:-2].numel()
     target = TARGET._replace(multiprocessors=splits_for)
-    plan = config.make_plan(rows, num_groups, num_codes, d, target, form, small_blocks(form, d))
+    plan = planning.make_plan(rows, num_groups, num_codes, d, target, form, small_blocks(form, d))
     plan = plan._replace(inline_asm=False, **changes)
     if rows_per_round is not None:
         plan = plan._replace(rows_per_round=rows_per_round)
     indices = torch.full((rows, num_groups), -7)
-    states = search.search(x, codebook, indices, None, None, plan)
+    states = launches.search(x, codebook, indices, None, None, plan)
     settled = torch.cat([state.settled(plan) for state in states]) if form != "direct" else None
     return indices.view(x.shape[:-1]), settled
 
@@ -123,7 +124,7 @@ def test_what_cannot_be_settled_is_searched_in_full(form):
     assert_same_codes(indices, same.x, same.codebook)
 
 
-@pytest.mark.parametrize("form", config.FORMS)
+@pytest.mark.parametrize("form", planning.FORMS)
 @pytest.mark.parametrize("d", [3, 8])
 def test_splits_of_the_codes_change_nothing(form, d):
     problem = gaussian(16, 2, 1100, d)
@@ -134,7 +135,7 @@ def test_splits_of_the_codes_change_nothing(form, d):
     assert settled is None or settled.float().mean() > 0.97
 
 
-@pytest.mark.parametrize("form", config.FORMS)
+@pytest.mark.parametrize("form", planning.FORMS)
 def test_rounds_over_the_queries_change_nothing(form):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 24, 2, 4, generator=generator)[:, ::2]  # two leading dimensions that do not fold into one

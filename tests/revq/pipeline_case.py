@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from revq.config import ModelConfig, RectifierConfig, RunConfig, TrainConfig
-from revq.latents import LatentStore, save_latents
+from revq.data.latents import LatentStore, save_latents
 
 SHAPE = (4, 4, 4)
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from pipeline_case import tiny_run
 
-from revq.latents import LatentStore
-from revq.model import ReVQ
-from revq.track import Tracker
-from revq.train import train
+from revq.data.latents import LatentStore
+from revq.model.revq import ReVQ
+from revq.train.loop import train
+from revq.train.track import Tracker
 
 
 def die(*args, **kwargs):

@@ -5,10 +5,10 @@ import os
 import pytest
 import torch
 
-from revq.atomic import atomic_file
-from revq.checkpoint import load_checkpoint, save_checkpoint
+from revq.data.atomic import atomic_file
 from revq.errors import InputError
-from revq.track import Tracker, read_records
+from revq.train.checkpoint import load_checkpoint, save_checkpoint
+from revq.train.track import Tracker, read_records
 
 
 def test_round_trip(tmp_path):

@@ -16,8 +16,8 @@ from tiny_vae import IMAGE_SIZE, LATENT_SHAPE, save_photos, save_tiny_vae
 
 import revq
 from revq.cli import main
-from revq.images import center_crop, load_image, to_pil
-from revq.tokens import load_tokens, save_tokens
+from revq.data.images import center_crop, load_image, to_pil
+from revq.data.tokens import load_tokens, save_tokens
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--model.num-tokens", "16", "--model.num-codes", "8", "--model.rectifier.kind", "mlp", "--train.epochs", "2"]
@@ -61,7 +61,7 @@ def test_latents_to_tokens(made, tmp_path, capsys):
     file = load_tokens(tmp_path / "tokens")
     assert file.indices.shape == (9, 16) and file.names == load_tokens(made / "tokens").names
     tokenizer = revq.Tokenizer.from_pretrained(made / "run" / "model")
-    store = revq.latents.LatentStore(made / "held_out")
+    store = revq.data.latents.LatentStore(made / "held_out")
     assert torch.equal(file.indices, tokenizer.model.encode_latents(store.rows(range(9))))
     assert revq_main("tokenize", *model, "--images", made / "latents", "--out", tmp_path / "crops") == 0
     crops = load_tokens(tmp_path / "crops")

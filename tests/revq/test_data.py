@@ -1,4 +1,4 @@
-"""The photos and the VAE that ship in `revq.data`: complete, credited, small, and as good as their card says."""
+"""The photos and the VAE that ship in `revq.assets`: complete, credited, small, and as good as their card says."""
 
 import csv
 import hashlib
@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from revq.data import held_out_photos, train_photos, vae_folder
-from revq.images import center_crop, load_image, to_tensor
+from revq.assets import held_out_photos, train_photos, vae_folder
+from revq.data.images import center_crop, load_image, to_tensor
 
 PHOTOS = train_photos() + held_out_photos()
 FOLDER = vae_folder().parent / "photos"

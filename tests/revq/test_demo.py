@@ -9,15 +9,15 @@ from PIL import Image
 from tiny_vae import IMAGE_SIZE, LATENT_SHAPE, save_photos, save_tiny_vae
 
 import revq
-import revq.data
+import revq.assets
 from revq import recipes
 from revq.config import ModelConfig, RectifierConfig
+from revq.data.images import load_image
+from revq.data.latents import LatentStore
 from revq.demo import demo
 from revq.errors import InputError
-from revq.evaluate import code_use, latent_errors
-from revq.images import load_image
-from revq.latents import LatentStore
-from revq.track import read_records
+from revq.eval.evaluate import code_use, latent_errors
+from revq.train.track import read_records
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_demo_fails_when_the_method_does(tmp_path, parts):
 
 def test_shipped_parts(tmp_path, capsys):
     """The embedded VAE and the shipped photos, in seconds instead of minutes."""
-    photos, held_out = revq.data.train_photos(), revq.data.held_out_photos()
+    photos, held_out = revq.assets.train_photos(), revq.assets.held_out_photos()
     assert (
         len(photos) >= 90
         and len(held_out) >= 24

@@ -4,10 +4,10 @@ import pytest
 import torch
 from tiny_vae import IMAGE_SIZE, LATENT_SHAPE, save_photos, save_tiny_vae
 
-from revq.encode import encode_folder
+from revq.data.encode import encode_folder
+from revq.data.images import center_crop, load_image, to_tensor
+from revq.data.vae import load_vae
 from revq.errors import InputError
-from revq.images import center_crop, load_image, to_tensor
-from revq.vae import load_vae
 
 
 @pytest.fixture(scope="module")

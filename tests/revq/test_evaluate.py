@@ -8,8 +8,8 @@ from pipeline_case import random_store, tiny_run
 from tiny_vae import IMAGE_SIZE, save_photos, save_tiny_vae
 
 from revq.config import ModelConfig, RectifierConfig
-from revq.evaluate import LatentErrors, code_use, image_quality, latent_errors, reconstruct, summarise_count
-from revq.model import ReVQ
+from revq.eval.evaluate import LatentErrors, code_use, image_quality, latent_errors, reconstruct, summarise_count
+from revq.model.revq import ReVQ
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,8 @@ def test_latent_errors(store):
 
 
 def test_reconstructions_and_quality(tmp_path):
-    from revq.images import center_crop, load_image, to_tensor
-    from revq.vae import load_vae
+    from revq.data.images import center_crop, load_image, to_tensor
+    from revq.data.vae import load_vae
 
     vae = load_vae(save_tiny_vae(tmp_path / "vae"))
     paths = save_photos(tmp_path / "photos", 5)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from revq.data.images import center_crop, list_images, load_image, random_crop, to_pil, to_tensor
 from revq.errors import InputError
-from revq.images import center_crop, list_images, load_image, random_crop, to_pil, to_tensor
 
 
 def gradient(width, height):

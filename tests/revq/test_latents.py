@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from revq.data.latents import LatentStore, LatentWriter, StorePlan, save_latents, shard_name
 from revq.errors import InputError
-from revq.latents import LatentStore, LatentWriter, StorePlan, save_latents, shard_name
 
 SHAPE = (4, 2, 2)
 ROW_BYTES = 4 * 4 * 2 * 2

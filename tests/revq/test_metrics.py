@@ -6,7 +6,7 @@ import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from revq.errors import InputError
-from revq.metrics import psnr, ssim
+from revq.eval.metrics import psnr, ssim
 
 
 def pairs():

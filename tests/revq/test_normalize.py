@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from revq.errors import InputError
-from revq.normalize import LatentStatistics, Normalizer
+from revq.model.normalizer import LatentStatistics, Normalizer
 
 SHAPE = (3, 2, 4)
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from revq.config import RectifierConfig
 from revq.errors import InputError
-from revq.rectifier import build_rectifier
+from revq.model.rectifier import build_rectifier
 
 SHAPE = (32, 8, 8)
 KINDS = ("efficientvit", "cnn", "mlp")

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from revq.report import pairs, save_comparison, save_loss_plot, table
+from revq.eval.report import pairs, save_comparison, save_loss_plot, table
 
 
 def test_table():

@@ -11,8 +11,8 @@ import pytest
 import torch
 from pipeline_case import random_store
 
-from revq.checkpoint import load_checkpoint
-from revq.track import read_records
+from revq.train.checkpoint import load_checkpoint
+from revq.train.track import read_records
 
 HERE = Path(__file__).resolve().parent
 # The run has 4 epochs of 6 steps and writes a checkpoint after steps 4 (6) 8 (12) 16 (18) 20 (24), epoch ends in brackets.

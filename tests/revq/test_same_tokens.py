@@ -2,14 +2,14 @@
 
 import torch
 
-from revq import data
-from revq.images import center_crop, load_image, to_tensor
-from revq.vae import load_vae
+from revq import assets
+from revq.data.images import center_crop, load_image, to_tensor
+from revq.data.vae import load_vae
 from revq_kernels import FastChannelVQ, nearest_code
 
 
 def test_reference_and_native_agree_on_real_latents():
-    photos = data.held_out_photos()[:16]
+    photos = assets.held_out_photos()[:16]
     latents = load_vae("embedded").encode(to_tensor([center_crop(load_image(path), 128) for path in photos]))
     quantizer = FastChannelVQ(16, 4, num_groups=512)
     quantizer.initialise_(latents)  # every code is a latent's own vector: distances of zero and twins are in it

@@ -12,12 +12,12 @@ import torch
 from tiny_vae import IMAGE_SIZE, LATENT_SHAPE, save_photos, save_tiny_vae
 
 from revq.config import ModelConfig, RectifierConfig
+from revq.data.images import center_crop, load_image, to_pil, to_tensor
+from revq.data.vae import load_vae
 from revq.errors import InputError
-from revq.images import center_crop, load_image, to_pil, to_tensor
-from revq.model import ReVQ
-from revq.normalize import LatentStatistics
+from revq.model.normalizer import LatentStatistics
+from revq.model.revq import ReVQ
 from revq.tokenizer import Tokenizer
-from revq.vae import load_vae
 
 
 def tiny_model():
@@ -73,7 +73,7 @@ def test_a_new_process_gives_the_same_tokens_and_the_same_picture(tokenizer, pho
         import hashlib, json, sys, torch
         from pathlib import Path
         import revq
-        from revq.images import load_image, to_pil
+        from revq.data.images import load_image, to_pil
         torch.set_num_threads({torch.get_num_threads()})
         tokenizer = revq.Tokenizer.from_pretrained({str(tmp_path / "model")!r})
         indices = torch.tensor({indices.tolist()})
@@ -158,12 +158,12 @@ def test_importing_revq_is_light_and_its_names_are_lazy():
         import sys
         import revq
         assert not {"torch", "diffusers", "PIL", "matplotlib", "triton"} & sys.modules.keys()
-        import revq.model, revq.tokenizer, revq.vae, revq.images, revq.metrics, revq.rectifier
+        import revq.model.revq, revq.tokenizer, revq.data.vae, revq.data.images, revq.eval.metrics, revq.model.rectifier
         heavy = {"diffusers", "PIL", "matplotlib", "triton", "huggingface_hub", "tyro"} & sys.modules.keys()
         assert not heavy, heavy
         for name in revq.__all__:
             assert getattr(revq, name) is not None, name
-        assert revq.train.train and revq.recipes.demo and revq.Tokenizer is revq.tokenizer.Tokenizer
+        assert revq.train.loop.train and revq.recipes.demo and revq.Tokenizer is revq.tokenizer.Tokenizer
         assert set(revq.__all__) <= set(dir(revq))
         try:
             revq.nonsense

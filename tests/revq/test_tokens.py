@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from revq.data.tokens import bits_per_index, load_tokens, save_tokens
 from revq.errors import InputError
-from revq.tokens import bits_per_index, load_tokens, save_tokens
 
 BITS = {1: 1, 2: 1, 3: 2, 256: 8, 1000: 10, 16384: 14, 65536: 16, 262144: 18}
 

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from pipeline_case import SHAPE, random_store, tiny_run
 
 from revq.config import RectifierConfig
+from revq.data.latents import save_latents
 from revq.errors import InputError
-from revq.evaluate import latent_errors
-from revq.latents import save_latents
-from revq.model import ReVQ
-from revq.seeds import derived_seed, generator
-from revq.track import read_records
-from revq.train import train
+from revq.eval.evaluate import latent_errors
+from revq.model.revq import ReVQ
+from revq.train.loop import train
+from revq.train.seeds import derived_seed, generator
+from revq.train.track import read_records
 
 
 @pytest.fixture(scope="module")

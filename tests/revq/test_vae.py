@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_vae import save_tiny_vae
 
-from revq.data import vae_folder
+from revq.assets import vae_folder
+from revq.data.vae import FrozenVAE, load_vae
 from revq.errors import InputError
-from revq.vae import FrozenVAE, load_vae
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
