@@ -51,7 +51,7 @@ ALL = [
 CASES = ALL if os.environ.get("REVQ_AOT") == "all" else FEW
 
 
-def launches(target: str, form: str, d: int, dtype: torch.dtype, contiguous: bool, parts: int = 1) -> list[Launch]:
+def launches_of(target: str, form: str, d: int, dtype: torch.dtype, contiguous: bool, parts: int = 1) -> list[Launch]:
     """What a search of 256 queries in 512 groups among 16,384 codes would launch on a card with 132 multiprocessors."""
     rows, num_groups, num_codes = 256, 512, 16384
     x = torch.empty(rows, num_groups, d, device="meta", dtype=dtype)
@@ -73,13 +73,13 @@ def launches(target: str, form: str, d: int, dtype: torch.dtype, contiguous: boo
 @cache
 def compiled(target: str, form: str, d: int, kernel: str, parts: int = 1) -> tuple[aot.Compiled, Launch]:
     """The kernel of that name among the launches for float32."""
-    launch = next(x for x in launches(target, form, d, torch.float32, True, parts) if x.kernel.__name__ == kernel)
+    launch = next(x for x in launches_of(target, form, d, torch.float32, True, parts) if x.kernel.__name__ == kernel)
     return aot.compile_launch(launch, target), launch
 
 
 @pytest.mark.parametrize(("target", "form", "d", "dtype", "contiguous"), CASES)
 def test_nothing_shipped_spills(target, form, d, dtype, contiguous):
-    for launch in launches(target, form, d, dtype, contiguous):
+    for launch in launches_of(target, form, d, dtype, contiguous):
         kernel = aot.compile_launch(launch, target)
         assert kernel.stack == 0, (
             f"{launch.kernel.__name__}: {kernel.stack} bytes spilled at {kernel.registers} registers"
