@@ -70,7 +70,7 @@ def _offset(x: Tensor, c: Tensor, r: random.Random) -> Pair:
 
 
 def _outlier(x: Tensor, c: Tensor, r: random.Random) -> Pair:
-    """Some codes so far away that the mean of all is a bad centre."""
+    """Some codes so far away that the mean of all is a bad center."""
     c[:, :: max(2, c.shape[1] // r.choice((1, 3, 10)))] *= 10.0 ** r.randint(2, 15)
     return x, c
 
@@ -91,10 +91,10 @@ def _scaled(scale: float) -> Callable[[Tensor, Tensor, random.Random], Pair]:
 
 
 def _clustered(x: Tensor, c: Tensor, r: random.Random) -> Pair:
-    centres = 4 * torch.randn(1 + r.randrange(64), c.shape[0], c.shape[2])
-    near, at = (torch.randint(0, len(centres), (n,)) for n in (len(x), c.shape[1]))
+    centers = 4 * torch.randn(1 + r.randrange(64), c.shape[0], c.shape[2])
+    near, at = (torch.randint(0, len(centers), (n,)) for n in (len(x), c.shape[1]))
     spread = 10.0 ** -r.randint(0, 4)
-    return x * spread + centres[near], c * spread + centres[at].transpose(0, 1)
+    return x * spread + centers[near], c * spread + centers[at].transpose(0, 1)
 
 
 def _correlated(x: Tensor, c: Tensor, r: random.Random) -> Pair:

@@ -14,8 +14,8 @@ class Case(NamedTuple):
     """One search: N queries in each of G groups, against K codes of d numbers.
 
     ``kind`` says how both are drawn: "gaussian" (standard normal), "clustered" (64 blobs per group, as tight as their
-    centres are far apart times 1/8), "correlated" (neighbouring numbers of a vector correlate by 0.7), "twins" (as
-    gaussian, but 40 % of the codes have an exact copy under another number) or "real" (latents of photos, normalised).
+    centers are far apart times 1/8), "correlated" (neighboring numbers of a vector correlate by 0.7), "twins" (as
+    gaussian, but 40 % of the codes have an exact copy under another number) or "real" (latents of photos, normalized).
     ``offset`` is added to everything.
     """
 
@@ -58,12 +58,12 @@ def _gaussian(case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def _clustered(case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    centres = 2 * _normal(generator, case.G, BLOBS, case.d)
+    centers = 2 * _normal(generator, case.G, BLOBS, case.d)
     group = torch.arange(case.G, device=generator.device)[:, None]
 
     def around(count: int) -> Tensor:
         noise = _normal(generator, case.G, count, case.d).mul_(0.25)
-        return noise.add_(centres[group, _integers(generator, BLOBS, case.G, count)])
+        return noise.add_(centers[group, _integers(generator, BLOBS, case.G, count)])
 
     return around(case.N), around(case.K)
 

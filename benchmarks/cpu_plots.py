@@ -8,7 +8,7 @@ from benchmarks.rows import RESULTS
 from benchmarks.tables import PAGE, read
 
 Row = dict[str, str]
-COLOURS = {
+COLORS = {
     "revq": "#000000",
     "revq, automatic": "#d62728",
     "revq, index": "#ff9896",
@@ -113,13 +113,13 @@ def memory_against_codes(rows: list[Row], path: Path) -> Path:
 
 def _names(rows: list[Row], left_out: tuple[str, ...]) -> list[str]:
     present = {row["provider"] for row in rows}
-    return [name for name in COLOURS if name in present and name not in left_out]
+    return [name for name in COLORS if name in present and name not in left_out]
 
 
 def _line(axes: Any, points: list[tuple[int, float]], name: str, style: str = "-", label: str | None = None) -> None:
     if points:
         width = 2.2 if name == "revq" else 1.4
-        marks = {"linestyle": style, "color": COLOURS.get(name), "marker": "o", "markersize": 3.5}
+        marks = {"linestyle": style, "color": COLORS.get(name), "marker": "o", "markersize": 3.5}
         axes.plot(*zip(*points, strict=True), label=label or name, linewidth=width, **marks)
 
 

@@ -27,8 +27,8 @@ def main() -> None:
             for metric, value in values.items()
         }
         seconds = {f"seconds_{name.replace(' ', '_')}": value for name, value in numbers["seconds"].items()}
-        keys = ("training_crops", "held_out_photos", "latent_mse_quantised", "latent_mse_rectified")
-        keys += ("rectifier_gain", "utilisation", "perplexity", "bits_per_image", "kernel")
+        keys = ("training_crops", "held_out_photos", "latent_mse_quantized", "latent_mse_rectified")
+        keys += ("rectifier_gain", "utilization", "perplexity", "bits_per_image", "kernel")
         row = {"seed": seed, **{key: numbers[key] for key in keys}, **quality, **seconds}
         rows.append({key: round(v, 5) if isinstance(v, float) else v for key, v in row.items()} | source)
     print(write("demo-cpu", rows))

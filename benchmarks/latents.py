@@ -57,7 +57,7 @@ def tokens(frames: LatentStore, d: int, groups: Tensor) -> Tensor:
 def problem(num_queries: int, num_groups: int, num_codes: int, d: int, generator: torch.Generator) -> list[Tensor]:
     """Queries ``[G, N, d]`` from crops of held-out photos, and codes ``[G, K, d]`` from as many training crops.
 
-    The groups are spread evenly over all; every element is normalised with the statistics of the training crops.
+    The groups are spread evenly over all; every element is normalized with the statistics of the training crops.
 
     Raises:
         ValueError: if more are wanted than there are crops.

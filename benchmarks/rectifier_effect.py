@@ -41,7 +41,7 @@ def main() -> None:
                 "width": rectifier.width,
                 "layers": rectifier.layers,
                 "parameters": sum(parameter.numel() for parameter in trained.rectifier.parameters()),
-                "held_out_quantised_mse": round(errors.quantised, 5),
+                "held_out_quantized_mse": round(errors.quantized, 5),
                 "held_out_rectified_mse": round(errors.rectified, 5),
                 "gain_percent": round(100 * errors.gain, 2),
                 "crops": len(training),

@@ -13,34 +13,34 @@ from benchmarks.drop_in.table import drop_in_table
 from benchmarks.gpu_report import gpu_section
 from benchmarks.tables import PAGE, markdown, read, source
 
-PICTURES = ("vae", "quantised", "rectified")
+PICTURES = ("vae", "quantized", "rectified")
 
 
 def reset_table() -> str:
-    """The demo's quantiser with reset and without."""
+    """The demo's quantizer with reset and without."""
     rows = read("reset-effect")
     lines = [
         [
-            row["initialisation"],
+            row["initialization"],
             row["K"],
             "with" if row["reset"] == "True" else "without",
-            f"{100 * float(row['utilisation']):.2f} %",
+            f"{100 * float(row['utilization']):.2f} %",
             row["perplexity"],
             row["training_mse"],
             row["held_out_mse"],
         ]
         for row in rows
     ]
-    header = ["first codebook", "K", "reset", "utilisation", "perplexity", "training MSE", "held-out MSE"]
+    header = ["first codebook", "K", "reset", "utilization", "perplexity", "training MSE", "held-out MSE"]
     return markdown(header, lines) + source(rows[0])
 
 
 def rectifier_table() -> str:
     """The rectifiers on the demo's latents."""
     rows = read("rectifier-effect")
-    keys = ["rectifier", "form", "parameters", "held_out_quantised_mse", "held_out_rectified_mse"]
+    keys = ["rectifier", "form", "parameters", "held_out_quantized_mse", "held_out_rectified_mse"]
     lines = [[*(row[key] for key in keys), f"{row['gain_percent']} %"] for row in rows]
-    header = ["rectifier", "form", "parameters", "held-out MSE, quantised", "rectified", "gain"]
+    header = ["rectifier", "form", "parameters", "held-out MSE, quantized", "rectified", "gain"]
     return markdown(header, lines) + source(rows[0])
 
 
@@ -51,10 +51,10 @@ def demo_table() -> str:
     for row in rows:
         pictures = [f"{float(row[f'{name}_psnr']):.2f} / {float(row[f'{name}_ssim']):.4f}" for name in PICTURES]
         errors = [f"{float(row[f'latent_mse_{name}']):.4f}" for name in PICTURES[1:]]
-        gain, used = (f"{100 * float(row[key]):.1f} %" for key in ("rectifier_gain", "utilisation"))
+        gain, used = (f"{100 * float(row[key]):.1f} %" for key in ("rectifier_gain", "utilization"))
         seconds = sum(float(value) for key, value in row.items() if key.startswith("seconds_"))
         lines.append([row["seed"], *pictures, " -> ".join(errors), gain, used, f"{seconds:.0f}"])
-    header = ["seed", *(f"{name}, PSNR / SSIM" for name in PICTURES), "latent MSE", "gain", "utilisation", "seconds"]
+    header = ["seed", *(f"{name}, PSNR / SSIM" for name in PICTURES), "latent MSE", "gain", "utilization", "seconds"]
     return markdown(header, lines) + source(rows[0])
 
 

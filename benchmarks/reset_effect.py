@@ -1,4 +1,4 @@
-"""What the non-activation reset does: the demo's quantiser alone, from noise and from data, with reset and without.
+"""What the non-activation reset does: the demo's quantizer alone, from noise and from data, with reset and without.
 
     python -m benchmarks.reset_effect            # encodes the demo's crops first if runs/reset holds none
 
@@ -47,13 +47,13 @@ def main() -> None:
             use = code_use(trained, training)
             rows.append(
                 {
-                    "initialisation": init,
+                    "initialization": init,
                     "K": num_codes,
                     "reset": reset,
-                    "utilisation": round(use.utilisation, 5),
+                    "utilization": round(use.utilization, 5),
                     "perplexity": round(use.perplexity, 1),
-                    "training_mse": round(latent_errors(trained, training).quantised, 5),
-                    "held_out_mse": round(latent_errors(trained, held_out).quantised, 5),
+                    "training_mse": round(latent_errors(trained, training).quantized, 5),
+                    "held_out_mse": round(latent_errors(trained, held_out).quantized, 5),
                     "crops": len(training),
                     "held_out_photos": len(held_out),
                     "epochs": options.epochs,

@@ -21,7 +21,7 @@ TOLERANCE = 1e-5
 
 @dataclass
 class Training:
-    """A quantiser with its optimiser and one batch; the same for one seed and device."""
+    """A quantizer with its optimizer and one batch; the same for one seed and device."""
 
     vq: FastChannelVQ
     optimizer: torch.optim.Optimizer
@@ -52,7 +52,7 @@ def eager(training: Training) -> Callable[[], Tensor]:
 
 
 def compiled(training: Training) -> Callable[[], Tensor]:
-    """Forward and backward as one whole graph each; the optimiser stays as it is.  A CPU's dry run only traces them."""
+    """Forward and backward as one whole graph each; the optimizer stays as it is.  A CPU's dry run only traces them."""
     backend = "inductor" if training.x.is_cuda else "aot_eager"
     training.forward = torch.compile(training.vq, fullgraph=True, backend=backend)
     return training.step

@@ -58,7 +58,7 @@ class Encode:
     image_size: int = 128
     """Side of the square crops, in pixels."""
     crops: int = 0
-    """Random crops per image; 0 takes the centre crop."""
+    """Random crops per image; 0 takes the center crop."""
     seed: int = 0
     """Of the random crops."""
     batch_size: int = 16
@@ -107,12 +107,12 @@ class Train:
         config = RunConfig(self.recipe, checked(self.model), checked(self.train))
         validation = LatentStore(self.validation) if self.validation else None
         result = train(config, LatentStore(self.latents), self.out, validation=validation, device=_device(self.device))
-        used = f"utilisation {result.last_epoch.utilisation:.2%}, perplexity {result.last_epoch.perplexity:.1f}"
+        used = f"utilization {result.last_epoch.utilization:.2%}, perplexity {result.last_epoch.perplexity:.1f}"
         print(f"{self.out / 'model'}: {result.steps} steps, in the last epoch {used}")
         if result.validation:
             errors = result.validation
             print(
-                f"held-out latent MSE: quantised {errors.quantised:.4f}, rectified {errors.rectified:.4f} ({errors.gain:+.1%})"
+                f"held-out latent MSE: quantized {errors.quantized:.4f}, rectified {errors.rectified:.4f} ({errors.gain:+.1%})"
             )
         return 0
 
@@ -144,7 +144,7 @@ class Reconstruct:
         tokenizer = _tokenizer(self)
         originals = to_tensor([center_crop(load_image(file.path), tokenizer.image_size) for file in files])
         pictures = reconstruct(tokenizer.model, tokenizer.vae, originals)
-        labels = ("original", "VAE", "quantised", "rectified")
+        labels = ("original", "VAE", "quantized", "rectified")
         save_comparison(self.out, [(label, to_pil(images)) for label, images in zip(labels, pictures, strict=True)])
         rows = [[name, f"{value.psnr:.2f}", f"{value.ssim:.4f}"] for name, value in image_quality(pictures).items()]
         print(table(["", "PSNR dB", "SSIM"], rows))

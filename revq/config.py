@@ -13,7 +13,7 @@ from revq.errors import InputError
 
 @dataclass(frozen=True)
 class RectifierConfig:
-    """The network g of the paper's Eq. 3 that undoes quantisation error in the latent (Table 4 names the kinds)."""
+    """The network g of the paper's Eq. 3 that undoes quantization error in the latent (Table 4 names the kinds)."""
 
     kind: Literal["efficientvit", "cnn", "mlp", "identity"] = "efficientvit"
     width: int = 512
@@ -102,12 +102,12 @@ class TrainConfig:
     reset_max_fraction: float = 1.0
     """Most codes of a codebook that one reset may move; the release moves at most 0.2."""
     reset_noise: float = 0.1
-    """Standard deviation of the noise on a moved code, in units of the normalised latent."""
+    """Standard deviation of the noise on a moved code, in units of the normalized latent."""
     init: Literal["data", "normal"] = "data"
     """First codebook: distinct training vectors, or standard normal noise."""
     seed: int = 42
     checkpoint_every: int = 0
-    """Optimiser steps between checkpoints inside an epoch; 0 writes one at each epoch's end only."""
+    """Optimizer steps between checkpoints inside an epoch; 0 writes one at each epoch's end only."""
 
     def __post_init__(self) -> None:
         _positive(self, "epochs", "batch_size", "learning_rate", "rectifier_lr_ratio", "lr_floor")

@@ -1,6 +1,6 @@
 """The demo: from the shipped photos to tokens and back in one or two minutes on two CPU cores.
 
-It trains on random crops of the training photos and judges on centre crops of photos that gave no training crop; these
+It trains on random crops of the training photos and judges on center crops of photos that gave no training crop; these
 influence nothing but the report.
 """
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 LEAST_GAIN = 0.02
 """The rectifier must lower the held-out latent error by this share."""
-LEAST_UTILISATION = 0.97
+LEAST_UTILIZATION = 0.97
 """This share of the codes must be chosen in one pass over the training latents."""
 
 _WRITES = ("latents", "checkpoint.pt", "metrics.jsonl", "model", "comparison.png", "loss.png", "demo.json")
@@ -114,7 +114,7 @@ def demo(
         "training_crops": len(store),
         "held_out_photos": len(judged),
         "quality": {name: value._asdict() for name, value in quality.items()},
-        "latent_mse_quantised": errors.quantised,
+        "latent_mse_quantized": errors.quantized,
         "latent_mse_rectified": errors.rectified,
         "rectifier_gain": errors.gain,
         **use._asdict(),
@@ -139,15 +139,15 @@ def _failures(numbers: dict[str, Any]) -> list[str]:
         failures.append(
             f"the rectifier lowers the held-out latent MSE by {numbers['rectifier_gain']:.2%}, expected {LEAST_GAIN:.0%} or more"
         )
-    if not numbers["utilisation"] >= LEAST_UTILISATION:
-        failures.append(f"utilisation is {numbers['utilisation']:.2%}, expected {LEAST_UTILISATION:.0%} or more")
+    if not numbers["utilization"] >= LEAST_UTILIZATION:
+        failures.append(f"utilization is {numbers['utilization']:.2%}, expected {LEAST_UTILIZATION:.0%} or more")
     return failures
 
 
 def _report(numbers: dict[str, Any], image_size: int) -> str:
     """The two tables."""
-    mse = {"quantised": numbers["latent_mse_quantised"], "rectified": numbers["latent_mse_rectified"]}
-    labels = {"vae": "VAE alone", "quantised": "quantised", "rectified": "quantised and rectified"}
+    mse = {"quantized": numbers["latent_mse_quantized"], "rectified": numbers["latent_mse_rectified"]}
+    labels = {"vae": "VAE alone", "quantized": "quantized", "rectified": "quantized and rectified"}
     rows = [
         [labels[name], f"{value['psnr']:.2f}", f"{value['ssim']:.4f}", f"{mse[name]:.4f}" if name in mse else "0"]
         for name, value in numbers["quality"].items()
@@ -156,8 +156,8 @@ def _report(numbers: dict[str, Any], image_size: int) -> str:
     facts = [
         ("rectifier", f"{numbers['rectifier_gain']:.1%} less held-out latent MSE"),
         (
-            "codebook utilisation",
-            f"{numbers['utilisation']:.2%} of the codes, {numbers['lowest_utilisation']:.1%} in the worst book",
+            "codebook utilization",
+            f"{numbers['utilization']:.2%} of the codes, {numbers['lowest_utilization']:.1%} in the worst book",
         ),
         ("codebook perplexity", f"{numbers['perplexity']:.1f} of {numbers['num_codes']}"),
         ("tokens per image", f"{numbers['num_tokens']}"),
@@ -175,7 +175,7 @@ def _draw(out: Path, pictures: Reconstructions) -> None:
 
     count = len(pictures.original)
     shown = sorted({count * place // _SHOWN for place in range(_SHOWN)})  # spread over all photos
-    labels = ("original", "VAE", "quantised", "rectified")
+    labels = ("original", "VAE", "quantized", "rectified")
     save_comparison(
         out / "comparison.png", [(label, to_pil(images[shown])) for label, images in zip(labels, pictures, strict=True)]
     )

@@ -53,7 +53,7 @@ def _latent_store(path: Path) -> list[tuple[str, str]]:
 
     store = LatentStore(path)
     plan = store.plan
-    crops = f"{plan.crops} random crops each (seed {plan.seed})" if plan.crops else "the centre crop of each"
+    crops = f"{plan.crops} random crops each (seed {plan.seed})" if plan.crops else "the center crop of each"
     return [
         ("latent store", str(path)),
         ("latents", f"{len(store)} of (C, h, w) = {store.shape}, {plan.dtype}"),
@@ -78,7 +78,7 @@ def _vae(path: Path) -> list[tuple[str, str]]:
 
 
 def _model(path: Path) -> list[tuple[str, str]]:
-    from revq.eval.evaluate import summarise_count
+    from revq.eval.evaluate import summarize_count
     from revq.model.files import TOKENIZER
     from revq.model.revq import ReVQ
     from revq.tokenizer import read_description
@@ -87,9 +87,9 @@ def _model(path: Path) -> list[tuple[str, str]]:
     facts = [("ReVQ model", str(path)), *shape_facts(model.config)]
     facts.append(("rectifier parameters", _count(model.rectifier.parameters())))
     if int(model.quantizer.count.sum()):
-        use = summarise_count(model.quantizer.count)
+        use = summarize_count(model.quantizer.count)
         facts.append(
-            ("utilisation", f"{use.utilisation:.2%} in the last training epoch, perplexity {use.perplexity:.1f}")
+            ("utilization", f"{use.utilization:.2%} in the last training epoch, perplexity {use.perplexity:.1f}")
         )
     if (path / TOKENIZER).is_file():
         vae, fingerprint, image_size = read_description(path / TOKENIZER)

@@ -13,7 +13,7 @@ from revq.config import ModelConfig, RectifierConfig, TrainConfig
 
 @dataclass(frozen=True)
 class RectifierOptions(RectifierConfig):
-    """The network that undoes quantisation error in the latent (Table 4 names the kinds)."""
+    """The network that undoes quantization error in the latent (Table 4 names the kinds)."""
 
     def __post_init__(self) -> None:
         pass

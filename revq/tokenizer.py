@@ -85,7 +85,7 @@ class Tokenizer:
         """Tokens int64 ``[B, T]`` of images.
 
         Args:
-            images: float ``[B, 3, image_size, image_size]`` in [-1, 1], or PIL images of any size, which are centre-cropped.
+            images: float ``[B, 3, image_size, image_size]`` in [-1, 1], or PIL images of any size, which are center-cropped.
 
         Raises:
             InputError: for a tensor of another shape or dtype, or no image.

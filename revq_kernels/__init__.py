@@ -1,4 +1,4 @@
-"""Exact grouped vector quantisation: the operations (see `nearest_code` and `quantize`) and the modules on top of them.
+"""Exact grouped vector quantization: the operations (see `nearest_code` and `quantize`) and the modules on top of them.
 
 Needs torch alone.  Importing registers operators and does nothing else: kernels load with the first call that uses them.
 """

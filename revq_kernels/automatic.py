@@ -4,7 +4,7 @@ A tree costs about as much to build as brute force costs for five thousand queri
 codes, and loses where it visits many.  So: brute force until a build is cheap beside what was spent, or beside what the
 next calls save; then a trial on a few queries; then the tree, for as long as the visits it measures stay low.  Before each
 search of the tree all bytes of the codebook are read and compared with what it was built from, by a keyed digest (`holds`):
-version counters miss fused optimisers, ``.data`` and native in-place operators.
+version counters miss fused optimizers, ``.data`` and native in-place operators.
 
 Every decision follows from counts, none from a clock, and none changes a result.
 """

@@ -52,7 +52,7 @@ def explain(x: Tensor, codebook: Tensor, *, metric: str = "l2", impl: str = "aut
         x: ``[..., G, d]`` as for `nearest_code`.
         codebook: ``[G, K, d]``.
         metric: as for `nearest_code`, or "cosine" or "cosine_lookup" as for `FastChannelVQ`, which are an l2 search of
-            normalised vectors.
+            normalized vectors.
         impl: as for `nearest_code`.
 
     Raises:

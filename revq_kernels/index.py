@@ -43,7 +43,7 @@ class CodebookIndex:
     the data: 0.5 % of the codes are compared at d = 4, K = 16,384, but more than half of them for Gaussian data at d = 16,
     where `nearest_code` is the faster search.  ``visited`` tells.
 
-    Frozen use (tokens of a data set): build once, search often.  Training: call `refit` after each optimiser step; the
+    Frozen use (tokens of a data set): build once, search often.  Training: call `refit` after each optimizer step; the
     tree stays, its boxes follow the codes, and when the searches since the last build have lost as much time to old
     splits as a build costs, `refit` builds anew.
 

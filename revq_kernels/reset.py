@@ -35,7 +35,7 @@ def reset_codes_(
         generator: source of the noise, on the codebook's device.
 
     Returns:
-        bool ``[G, K]``: the rows that were moved, whose optimiser state the caller should clear.
+        bool ``[G, K]``: the rows that were moved, whose optimizer state the caller should clear.
 
     Raises:
         ValueError, TypeError: for arguments that do not fit.

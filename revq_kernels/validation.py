@@ -7,7 +7,7 @@ INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_CODES = 2**31 - 1
 METRICS = ("l2", "inner_product", "diagonal")
 COSINES = ("cosine", "cosine_lookup")
-"""What `FastChannelVQ` takes besides: an l2 search of vectors that it has normalised."""
+"""What `FastChannelVQ` takes besides: an l2 search of vectors that it has normalized."""
 IMPLEMENTATIONS = ("auto", "native", "triton", "reference")
 
 
@@ -115,7 +115,7 @@ def check_indices(indices: Tensor) -> None:
 
 
 def check_index_range(indices: Tensor, num_codes: int) -> None:
-    """Every index is a code: 0 <= index < K.  Reads the data, so it synchronises a device.
+    """Every index is a code: 0 <= index < K.  Reads the data, so it synchronizes a device.
 
     Under a compiler and on the meta device there is no data to read, and nothing is checked.
     """

@@ -49,7 +49,7 @@ def patches(images: Tensor, size: int) -> Tensor:
 
 @torch.no_grad()
 def solve(conv: nn.Conv2d, inputs: Tensor, target: Tensor, kernel: int = 1) -> None:
-    """Set a 3x3 convolution to the least-squares map from `inputs` to `target`, with its centre tap or all nine."""
+    """Set a 3x3 convolution to the least-squares map from `inputs` to `target`, with its center tap or all nine."""
     x = inputs if kernel == 1 else F.unfold(inputs, 3, padding=1).unflatten(2, inputs.shape[2:])
     x = F.pad(rows(x).double(), (0, 1), value=1.0)
     y = rows(target).double()
@@ -69,7 +69,7 @@ def solve(conv: nn.Conv2d, inputs: Tensor, target: Tensor, kernel: int = 1) -> N
 def start_from_pca(model: AutoencoderDC, images: Tensor, decoder_kernel: int = 1) -> None:
     """Set the weights so that the network is a PCA of 16x16 patches, fitted on `images` ([B, 3, H, W] in [-1, 1]).
 
-    With `decoder_kernel` 3 the decoder's least-squares maps also see the neighbouring latents, still linearly. The
+    With `decoder_kernel` 3 the decoder's least-squares maps also see the neighboring latents, still linearly. The
     norm that ends each residual branch stays at zero: the branches add nothing yet, and training opens them gently.
     """
     encoder, decoder = model.encoder, model.decoder
@@ -83,8 +83,8 @@ def start_from_pca(model: AutoencoderDC, images: Tensor, decoder_kernel: int = 1
 
     # Encoder. Half resolution: the pixels themselves, so that the next step, 16 -> 64, is a lossless unshuffle.
     encoder.conv_in.conv.weight.zero_()
-    for colour in range(3):
-        encoder.conv_in.conv.weight[colour, colour, 1, 1] = 1.0
+    for color in range(3):
+        encoder.conv_in.conv.weight[color, color, 1, 1] = 1.0
     downs = [encoder.down_blocks[level][-1] for level in (1, 2, 3)]
     downs[0].conv.weight.zero_()
     features = downs[0](encoder.conv_in(images))

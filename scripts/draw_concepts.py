@@ -16,9 +16,9 @@ INK, FROZEN, LEARNT, DATA = "#22313f", "#dfe6ea", "#ffe3b3", "#ffffff"
 OUT = Path(__file__).parent.parent / "docs" / "method.svg"
 
 
-def box(ax, x, y, width, text, colour, height=0.9):
+def box(ax, x, y, width, text, color, height=0.9):
     """A stage."""
-    ax.add_patch(FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0.03", fc=colour, ec=INK, lw=1))
+    ax.add_patch(FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0.03", fc=color, ec=INK, lw=1))
     ax.text(x + width / 2, y + height / 2, text, ha="center", va="center", color=INK)
 
 
@@ -34,16 +34,16 @@ def pipeline(ax):
     """The upper row: an image to tokens and back."""
     stages = [
         (0.0, 1.35, "VAE encoder\n(frozen)", FROZEN),
-        (2.35, 1.35, "normalise", FROZEN),
+        (2.35, 1.35, "normalize", FROZEN),
         (4.7, 1.35, "channel split", DATA),
         (7.05, 1.6, "nearest code\nT codebooks", LEARNT),
         (9.65, 1.35, "merge", DATA),
-        (12.0, 1.35, "rectifier g,\ndenormalise", LEARNT),
+        (12.0, 1.35, "rectifier g,\ndenormalize", LEARNT),
         (14.35, 1.35, "VAE decoder\n(frozen)", FROZEN),
     ]
     y = 3.4
-    for x, width, text, colour in stages:
-        box(ax, x, y, width, text, colour)
+    for x, width, text, color in stages:
+        box(ax, x, y, width, text, color)
     shapes = ["[B,32,8,8]", "[B,32,8,8]", "[B,512,4]", "[B,512,4]", "[B,32,8,8]", "[B,32,8,8]"]
     for (x, width, *_), (following, *_), shape in zip(stages, stages[1:], shapes, strict=False):
         arrow(ax, (x + width + 0.05, y + 0.45), (following - 0.05, y + 0.45), shape)
@@ -84,8 +84,8 @@ def split(ax):
     x, y, cell = 0.2, 0.15, 0.2
     for row in range(8):
         for half in range(2):
-            colour = plt.cm.tab20((row * 2 + half) % 20)
-            ax.add_patch(Rectangle((x + half * 4 * cell, y + (7 - row) * cell), 4 * cell, cell, fc=colour, ec="white"))
+            color = plt.cm.tab20((row * 2 + half) % 20)
+            ax.add_patch(Rectangle((x + half * 4 * cell, y + (7 - row) * cell), 4 * cell, cell, fc=color, ec="white"))
     ax.text(
         x + 2.0,
         y + 1.25,
@@ -122,8 +122,8 @@ def main():
     pipeline(ax)
     split(ax)
     reset(ax)
-    for x, colour, text in ((12.0, FROZEN, "frozen"), (13.2, LEARNT, "learnt")):
-        ax.add_patch(Rectangle((x, 2.6), 0.25, 0.2, fc=colour, ec=INK))
+    for x, color, text in ((12.0, FROZEN, "frozen"), (13.2, LEARNT, "learnt")):
+        ax.add_patch(Rectangle((x, 2.6), 0.25, 0.2, fc=color, ec=INK))
         ax.text(x + 0.35, 2.7, text, va="center", fontsize=8, color=INK)
     ax.set(xlim=(-1.0, 16.9), ylim=(-0.15, 5.75))
     ax.axis("off")

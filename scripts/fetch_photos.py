@@ -1,10 +1,10 @@
 """Make the demo photos in `revq/assets/photos` from two Debian packages.
 
-Downloads the packages (nothing is installed), keeps the real photos whose author and free licence the packages name,
+Downloads the packages (nothing is installed), keeps the real photos whose author and free license the packages name,
 drops near-duplicates, splits them, and writes
 
 * `revq/assets/photos/train/*.webp` and `revq/assets/photos/held_out/*.webp`, short side at most 256 pixels,
-* `revq/assets/photos/SOURCES.csv`, one row a photo: author, licence, origin, what was changed.
+* `revq/assets/photos/SOURCES.csv`, one row a photo: author, license, origin, what was changed.
 
 Needs Debian's apt-get and dpkg:  python scripts/fetch_photos.py
 """
@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from photo_sources import FREE_LICENCES, Credit, download, parse_credits, read_rcc
+from photo_sources import FREE_LICENSES, Credit, download, parse_credits, read_rcc
 from PIL import Image
 
 PHOTOS = Path(__file__).resolve().parent.parent / "revq" / "assets" / "photos"
@@ -34,7 +34,7 @@ NOT_PHOTOS = re.compile(
 )
 HELD_OUT = 48
 SHORT_SIDE, SMALLEST = 256, 128
-COLUMNS = ("file", "split", "package", "version", "path", "author", "licence", "licence_url", "source", "changes")
+COLUMNS = ("file", "split", "package", "version", "path", "author", "license", "license_url", "source", "changes")
 
 
 def gcompris_images(root: Path):
@@ -107,7 +107,7 @@ def make_row(package: str, version: str, path: str, credit: Credit) -> dict:
         changes += f"; before that, by the package: {credit.changes}"
     return {
         "file": f"{stem}.webp", "package": package, "version": version, "path": path, "author": credit.author,
-        "licence": credit.licence, "licence_url": FREE_LICENCES[credit.licence], "source": credit.source,
+        "license": credit.license, "license_url": FREE_LICENSES[credit.license], "source": credit.source,
         "changes": changes,
     }  # fmt: skip
 

@@ -1,6 +1,6 @@
 """Read the Debian packages that hold the demo photos: Qt resource files, and the credits that come with the photos.
 
-Pure standard library. `fetch_photos.py` uses it to find every photo together with its author and licence.
+Pure standard library. `fetch_photos.py` uses it to find every photo together with its author and license.
 """
 
 import re
@@ -10,9 +10,9 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-# Every licence under which a photo may ship with the package, with the address of its text. The names are SPDX ids,
+# Every license under which a photo may ship with the package, with the address of its text. The names are SPDX ids,
 # but for the public domain, which SPDX does not list.
-FREE_LICENCES = {
+FREE_LICENSES = {
     "public-domain": "https://creativecommons.org/publicdomain/mark/1.0/",
     "CC0-1.0": "https://creativecommons.org/publicdomain/zero/1.0/",
     **{f"CC-BY-{v}": f"https://creativecommons.org/licenses/by/{v}/" for v in ("1.0", "2.0", "2.5", "3.0", "4.0")},
@@ -21,22 +21,22 @@ FREE_LICENCES = {
 IMAGE_SUFFIXES = (".webp", ".jpg", ".jpeg", ".png")
 NO_AUTHOR = ("", "anonymous", "contributor", "el.wikipedia", "none", "unknown")  # what stands where no name does
 _FIELD = re.compile(r"(Files|Copyright|License|Source|Comments?):\s*(.*)")
-_ADAPTED = re.compile(r"based on an? .*?by (?P<author>.+?),? licen[sc]e (?P<licence>[^,]+), source at (?P<url>\S+)")
+_ADAPTED = re.compile(r"based on an? .*?by (?P<author>.+?),? licen[sc]e (?P<license>[^,]+), source at (?P<url>\S+)")
 
 
 @dataclass
 class Credit:
-    """What a package says of one image: who made it, under which licence, where it is from, what was done to it."""
+    """What a package says of one image: who made it, under which license, where it is from, what was done to it."""
 
     author: str
-    licence: str
+    license: str
     source: str
     changes: str
 
     @property
     def free(self) -> bool:
-        """Whether an author is named and the licence lets the image ship."""
-        return self.author.lower() not in NO_AUTHOR and self.licence in FREE_LICENCES
+        """Whether an author is named and the license lets the image ship."""
+        return self.author.lower() not in NO_AUTHOR and self.license in FREE_LICENSES
 
 
 def download(package: str, cache: Path) -> tuple[Path, str]:
@@ -91,7 +91,7 @@ def parse_credits(text: str) -> dict[str, Credit]:
     """Return {file: credit} from a text of `Copyright:`, `License:`, `Source:` and `Files:` paragraphs.
 
     Both a machine-readable Debian copyright file and the README files that GCompris keeps beside its images have this
-    form. Some README paragraphs list their files right under the licence, so files are taken from there too.
+    form. Some README paragraphs list their files right under the license, so files are taken from there too.
     """
     found = {}
     for paragraph in re.split(r"\n\s*\n", text):
@@ -108,15 +108,15 @@ def parse_credits(text: str) -> dict[str, Credit]:
         authors = [clean_author(line) for line in fields.get("copyright", [])]
         author = "; ".join(dict.fromkeys(name for name in authors if name))
         source, changes = " ".join(fields.get("source", [])), " ".join(fields.get("comment", []))
-        licence = spdx(fields["license"][0])
+        license = spdx(fields["license"][0])
         if adapted := _ADAPTED.search(changes):  # the photographer comes first, then who adapted the photo
             author, source = f"{clean_author(adapted['author'])} (adapted by {author})", adapted["url"]
-            changes = f"adapted from an original under {spdx(adapted['licence'])}"
-            if spdx(adapted["licence"]) not in FREE_LICENCES:
-                licence = "unclear"
+            changes = f"adapted from an original under {spdx(adapted['license'])}"
+            if spdx(adapted["license"]) not in FREE_LICENSES:
+                license = "unclear"
         for name in listed:
             if name.lower().endswith(IMAGE_SUFFIXES):
-                found[name] = Credit(author, licence, source, changes)
+                found[name] = Credit(author, license, source, changes)
     return found
 
 
@@ -128,7 +128,7 @@ def clean_author(line: str) -> str:
     return name.strip('"') if name.count('"') == 2 and name[0] == name[-1] else name
 
 
-def spdx(licence: str) -> str:
-    """Return the SPDX id of a licence written as "CC-BY-SA 4.0", "Public Domain" and the like."""
-    name = "-".join(licence.split())
+def spdx(license: str) -> str:
+    """Return the SPDX id of a license written as "CC-BY-SA 4.0", "Public Domain" and the like."""
+    name = "-".join(license.split())
     return {"public-domain": "public-domain", "cc0": "CC0-1.0"}.get(name.lower(), name)

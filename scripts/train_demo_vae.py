@@ -37,7 +37,7 @@ def psnr(model: AutoencoderDC, images: Tensor) -> list[float]:
 
 
 def measure(model: AutoencoderDC) -> dict[str, float]:
-    """Return the mean PSNR over the held-out centre crops, at 128 and at 256 pixels."""
+    """Return the mean PSNR over the held-out center crops, at 128 and at 256 pixels."""
     photos = [load_image(path) for path in held_out_photos()]
     sizes = {size: to_tensor([center_crop(photo, size) for photo in photos]) for size in (128, 256)}
     return {f"psnr_{size}": round(float(np.mean(psnr(model, images))), 3) for size, images in sizes.items()}

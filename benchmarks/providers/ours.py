@@ -9,7 +9,7 @@ from revq_kernels import CodebookIndex, explain, nearest_code
 from revq_kernels.automatic import AutomaticIndex
 
 STEP = 1e-3
-"""How far the codes of the refit row move in a step, in their standard deviations: an optimiser's late steps."""
+"""How far the codes of the refit row move in a step, in their standard deviations: an optimizer's late steps."""
 
 
 class Training:

@@ -1,4 +1,4 @@
-"""vector-quantize-pytorch: the quantiser module in evaluation mode."""
+"""vector-quantize-pytorch: the quantizer module in evaluation mode."""
 
 from typing import Any
 

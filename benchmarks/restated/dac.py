@@ -1,7 +1,7 @@
 """Re-states descript-audio-codec's ``dac/nn/quantize.py``: ``VectorQuantize`` and ``ResidualVectorQuantize``.
 
 Left out: the dependency on einops and audiotools.  Kept: weight-normed 1x1 convolutions (``weight_g``, ``weight_v``), the
-search among normalised codes that returns the code as it is, one loss per sample, and quantizer dropout, which draws in
+search among normalized codes that returns the code as it is, one loss per sample, and quantizer dropout, which draws in
 every training call and ignores ``n_quantizers`` there.
 """
 

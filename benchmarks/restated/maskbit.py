@@ -17,19 +17,19 @@ class SimpleVectorizer(nn.Module):
         commitment_cost: float = 0.25,
         entropy_loss_weight: float = 0.0,
         entropy_loss_temperature: float = 0.01,
-        use_l2_normalisation: bool = False,
+        use_l2_normalization: bool = False,
     ) -> None:
         super().__init__()
         self.commitment_cost = commitment_cost
         self.embedding = nn.Embedding(codebook_size, token_size)
         nn.init.uniform_(self.embedding.weight, -1 / codebook_size, 1 / codebook_size)
         self.entropy_loss_weight, self.entropy_loss_temperature = entropy_loss_weight, entropy_loss_temperature
-        self.use_l2_normalisation = use_l2_normalisation
+        self.use_l2_normalization = use_l2_normalization
 
     def forward(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """z ``[B, C, H, W]`` -> quantized of that shape, losses and indices ``[B, H, W]``."""
         z, codes = z.permute(0, 2, 3, 1).contiguous(), self.embedding.weight
-        if self.use_l2_normalisation:
+        if self.use_l2_normalization:
             z, codes = F.normalize(z, dim=-1), F.normalize(codes, dim=-1)
         distances = squared_distances(z.view(-1, z.shape[-1]), codes)
         indices = distances.argmin(dim=1)
@@ -61,4 +61,4 @@ class SimpleVectorizer(nn.Module):
     def get_codebook_entry(self, indices: Tensor) -> Tensor:
         """The codes of any indices, as rows."""
         rows = self.embedding(indices.int())
-        return F.normalize(rows, dim=-1) if self.use_l2_normalisation else rows
+        return F.normalize(rows, dim=-1) if self.use_l2_normalization else rows

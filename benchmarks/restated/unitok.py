@@ -1,6 +1,6 @@
 """UniTok's quantizers (FoundationVision/UniTok, models/quant.py), re-stated.
 
-Kept: constructors, names of attributes and state, the losses on normalised vectors, the record of usage that evaluation
+Kept: constructors, names of attributes and state, the losses on normalized vectors, the record of usage that evaluation
 updates too, the sum over processes in training.  Left out: ``extra_repr`` and the residual convolution that the file also
 defines.
 """
@@ -54,7 +54,7 @@ class VectorQuantizer(nn.Module):
             self.codebook.weight.data.uniform_(-bound, bound)
 
     def forward(self, features: Tensor) -> tuple:
-        """The code of the largest inner product, both sides normalised."""
+        """The code of the largest inner product, both sides normalized."""
         shape = features.shape
         features = F.normalize(features.reshape(-1, shape[-1]), dim=-1).float()
         codes = self.codebook.get_norm_weight()

@@ -65,12 +65,12 @@ BlockSearch::BlockSearch(const Plan& plan, float* workspace)
   minima_ = panels_ + plan.codes_per_run() * (plan.d + 1);
 }
 
-void BlockSearch::begin(int64_t count, const float* centre, int64_t* keys) {
+void BlockSearch::begin(int64_t count, const float* center, int64_t* keys) {
   count_ = count;
-  centre_ = centre;
+  center_ = center;
   keys_ = keys;
   if (!plan_.first_pass) return;
-  pass_->pack_queries(queries_, count, plan_.d, centre, packed_, norms_.data());
+  pass_->pack_queries(queries_, count, plan_.d, center, packed_, norms_.data());
   double longest = 0;
   for (int64_t q = 0; q < count; ++q) longest = std::max(longest, norms_[q] <= kMaxNorm ? norms_[q] : 0.0);
   longest_ = longest;
@@ -118,7 +118,7 @@ bool BlockSearch::settle_sweep(CodeRows codes, int64_t first, int64_t tiles, int
 // Panels of the run.  False when a code holds a NaN: it wins by the contract, wherever it stands, and no score tells
 // where.
 bool BlockSearch::pack(CodeRows codes, int64_t tiles) {
-  const float largest = pass_->pack_codes(codes, plan_.d, centre_, plan_.cell, tiles, panels_);
+  const float largest = pass_->pack_codes(codes, plan_.d, center_, plan_.cell, tiles, panels_);
   if (std::isnan(largest)) return false;
   rounded_ = rounded_pass_ != nullptr && count_ >= kMinRoundedQueries && round(largest, tiles);
   if (copies_) exclude_copies(codes);

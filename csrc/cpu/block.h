@@ -53,7 +53,7 @@ class BlockSearch {
   // Where to write the block's queries, [queries][d].
   float* queries() { return queries_; }
   // keys [count]: the smallest keys so far, or kNoKey.
-  void begin(int64_t count, const float* centre, int64_t* keys);
+  void begin(int64_t count, const float* center, int64_t* keys);
   // A run of at most plan.codes_per_run() codes, numbered from `first`: keys become the smallest so far.
   void search(CodeRows codes, int64_t first);
   const Counters& counters() const { return counters_; }
@@ -87,7 +87,7 @@ class BlockSearch {
   Certificate certificate_;
   RoundedCertificate rounded_certificate_;
   float *queries_, *packed_, *rounded_queries_, *panels_, *minima_;
-  const float* centre_ = nullptr;
+  const float* center_ = nullptr;
   int64_t count_ = 0;
   int64_t* keys_ = nullptr;
   Candidates candidates_[kAhead];

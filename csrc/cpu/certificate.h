@@ -15,7 +15,7 @@ constexpr double kUnit = 0x1p-24;
 // gamma_n = n u / (1 - n u) is at most kHigherOrders * n u up to this d; beyond it there is no first pass.
 constexpr int64_t kMaxCertifiedDim = int64_t{1} << 16;
 constexpr double kHigherOrders = 1.02;
-// A query farther than this from the centre, or a best distance larger than this, is settled by D over all codes.
+// A query farther than this from the center, or a best distance larger than this, is settled by D over all codes.
 constexpr double kMaxNorm = 0x1p48;
 constexpr double kMaxDistance = 0x1p98;
 // Codes with |c'|^2 / 2 of at least this can win for no query that remains; their score is kExcluded.

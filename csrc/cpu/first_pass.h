@@ -42,14 +42,14 @@ constexpr int64_t kMaxFirstLanes = 16;
 // One instruction set's clone.
 struct FirstPass {
   int64_t lanes;
-  // Centres, transposes and pads codes.  Returns the largest |c'|^2 / 2 among those that can win, with its rounding
+  // Centers, transposes and pads codes.  Returns the largest |c'|^2 / 2 among those that can win, with its rounding
   // error; a NaN when a code holds one.
-  float (*pack_codes)(CodeRows codes, int64_t d, const float* centre, int64_t cell, int64_t tiles, float* panels);
+  float (*pack_codes)(CodeRows codes, int64_t d, const float* center, int64_t cell, int64_t tiles, float* panels);
   // Transposes codes for the tile of tile.h; lanes past the last code repeat it, and so never win there: their distance
   // is not smaller and their number is higher.
   void (*pack_plain)(CodeRows codes, int64_t d, const float* zeros, float* panels);
-  // Centres, negates and transposes queries [count, d]; a query out of the certificate's range is packed as zeros.
-  void (*pack_queries)(const float* rows, int64_t count, int64_t d, const float* centre, float* packed, double* norms);
+  // Centers, negates and transposes queries [count, d]; a query out of the certificate's range is packed as zeros.
+  void (*pack_queries)(const float* rows, int64_t count, int64_t d, const float* center, float* packed, double* norms);
   void (*score)(const Scores& scores);
   float (*smallest)(const float* minima, int64_t count);
   // Numbers of the cells with a minimum of at most `limit`; stops once there are more than `capacity`.

@@ -6,7 +6,7 @@
 // bound is strictly greater than the best D so far: an equal one may hold a lower index.
 //
 // How it stays busy: a tree is a chain of waits, each for the step before.  So 32 queries walk together, a level at a
-// time, and what they are to visit stands in lists: no step waits for its neighbour, and no branch depends on one.
+// time, and what they are to visit stands in lists: no step waits for its neighbor, and no branch depends on one.
 // What limits it then is the second-level cache, so long lists are put in the order of their blocks.
 
 #ifdef __FAST_MATH__

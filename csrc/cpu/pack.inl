@@ -10,16 +10,16 @@ struct Strided {
   REVQ_INLINE const float* operator()(int64_t lane) const { return four[lane % 4] + lane / 4 * step; }
 };
 
-// Numbers j of row(0), row(1), .., a row per lane of V, centred, to to[j * stride]; kNegate centres the other way
+// Numbers j of row(0), row(1), .., a row per lane of V, centerd, to to[j * stride]; kNegate centers the other way
 // round.  Returns the sums of their squares, in some order.  D is d, or 0 where the compiler is not to know it.
 template <typename V, bool kNegate, int D, typename Row>
-REVQ_INLINE V pack_rows(const Row& row, int64_t d, const float* centre, float* to, int64_t stride) {
+REVQ_INLINE V pack_rows(const Row& row, int64_t d, const float* center, float* to, int64_t stride) {
   constexpr int64_t kRows = sizeof(V) / 4;
   if constexpr (D > 0) d = D;
   V sums[4] = {};
   int64_t j = 0;
   for (; j + 4 <= d; j += 4) {
-    const V m = repeat<V>(centre + j);
+    const V m = repeat<V>(center + j);
     V r[4];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
@@ -35,7 +35,7 @@ REVQ_INLINE V pack_rows(const Row& row, int64_t d, const float* centre, float* t
   }
   for (; j < d; ++j) {
     float column[kRows];
-    for (int64_t i = 0; i < kRows; ++i) column[i] = kNegate ? centre[j] - row(i)[j] : row(i)[j] - centre[j];
+    for (int64_t i = 0; i < kRows; ++i) column[i] = kNegate ? center[j] - row(i)[j] : row(i)[j] - center[j];
     const V value = load_as<V>(column);
     store_as(to + j * stride, value);
     if constexpr (!kNegate) sums[0] = multiply_add(value, value, sums[0]);
@@ -74,7 +74,7 @@ REVQ_INLINE bool finish_vector(float* panel, int64_t d, int64_t v, Vec squared_n
 }
 
 template <int D>
-float pack_tiles(CodeRows codes, int64_t d, const float* centre, int64_t cell, int64_t tiles, float* panel) {
+float pack_tiles(CodeRows codes, int64_t d, const float* center, int64_t cell, int64_t tiles, float* panel) {
   constexpr int64_t kRow = kVectorsPerPanel * kFirstLanes;
   bool numbers = true;
   Vec largest = everywhere(0.0f);
@@ -88,14 +88,14 @@ float pack_tiles(CodeRows codes, int64_t d, const float* centre, int64_t cell, i
         // The rows of the next tile, in order: this tile's are read in steps that no prefetcher follows.
         const float* next = codes.rows + (first + kFirstLanes * (cell + i)) * codes.stride;
         for (int64_t j = 0; j < kFirstLanes * codes.stride; j += 16) __builtin_prefetch(next + j);
-        const Vec sums = pack_rows<Vec, false, D>(Strided(base, cell * codes.stride), d, centre, to, kRow);
+        const Vec sums = pack_rows<Vec, false, D>(Strided(base, cell * codes.stride), d, center, to, kRow);
         numbers = finish_vector(panel, d, v, sums, largest) && numbers;
       } else {  // the last tile: lanes past the last code repeat it, and are excluded
         const auto clamped = [&](int64_t lane) {
           const int64_t code = lane * cell + i;
           return codes.rows + (first + (code < left ? code : left - 1)) * codes.stride;
         };
-        const Vec sums = pack_rows<Vec, false, D>(clamped, d, centre, to, kRow);
+        const Vec sums = pack_rows<Vec, false, D>(clamped, d, center, to, kRow);
         numbers = finish_vector(panel, d, v, sums, largest) && numbers;
         for (int64_t lane = 0; lane < kFirstLanes; ++lane) {
           if (lane * cell + i >= left) exclude(panel, d, v * kFirstLanes + lane);
@@ -107,10 +107,10 @@ float pack_tiles(CodeRows codes, int64_t d, const float* centre, int64_t cell, i
   return numbers ? largest_lane(largest) : __builtin_nanf("");
 }
 
-float pack_codes(CodeRows codes, int64_t d, const float* centre, int64_t cell, int64_t tiles, float* panels) {
-  if (d == 4) return pack_tiles<4>(codes, d, centre, cell, tiles, panels);
-  if (d == 8) return pack_tiles<8>(codes, d, centre, cell, tiles, panels);
-  return pack_tiles<0>(codes, d, centre, cell, tiles, panels);
+float pack_codes(CodeRows codes, int64_t d, const float* center, int64_t cell, int64_t tiles, float* panels) {
+  if (d == 4) return pack_tiles<4>(codes, d, center, cell, tiles, panels);
+  if (d == 8) return pack_tiles<8>(codes, d, center, cell, tiles, panels);
+  return pack_tiles<0>(codes, d, center, cell, tiles, panels);
 }
 
 template <int D>
@@ -138,14 +138,14 @@ void pack_plain(CodeRows codes, int64_t d, const float* zeros, float* panels) {
 }
 
 // |x'|^2 in double, from the rounded differences.
-REVQ_INLINE double squared_norm(const float* row, const float* centre, int64_t d) {
+REVQ_INLINE double squared_norm(const float* row, const float* center, int64_t d) {
   typedef double Doubles __attribute__((vector_size(32)));
   Doubles sums[2] = {};
   int64_t j = 0;
   for (; j + 8 <= d; j += 8) {
 #pragma GCC unroll 2
     for (int i = 0; i < 2; ++i) {
-      const Four value = load_as<Four>(row + j + 4 * i) - load_as<Four>(centre + j + 4 * i);
+      const Four value = load_as<Four>(row + j + 4 * i) - load_as<Four>(center + j + 4 * i);
       const Doubles exact = __builtin_convertvector(value, Doubles);
       sums[i] += exact * exact;
     }
@@ -153,22 +153,22 @@ REVQ_INLINE double squared_norm(const float* row, const float* centre, int64_t d
   double total = 0;
   for (int i = 0; i < 4; ++i) total += sums[0][i] + sums[1][i];
   for (; j < d; ++j) {
-    const float value = row[j] - centre[j];
+    const float value = row[j] - center[j];
     total += static_cast<double>(value) * static_cast<double>(value);
   }
   return total;
 }
 
-void pack_queries(const float* rows, int64_t count, int64_t d, const float* centre, float* packed, double* norms) {
+void pack_queries(const float* rows, int64_t count, int64_t d, const float* center, float* packed, double* norms) {
   for (int64_t first = 0; first < count; first += kQueriesPerPack, packed += kQueriesPerPack * d) {
     for (int64_t quad = 0; quad < kQueriesPerPack; quad += 4) {
       const float* four[4];
       for (int64_t r = 0; r < 4; ++r) {
         const int64_t q = first + quad + r < count ? first + quad + r : count - 1;
         four[r] = rows + q * d;
-        norms[first + quad + r] = __builtin_sqrt(squared_norm(four[r], centre, d));
+        norms[first + quad + r] = __builtin_sqrt(squared_norm(four[r], center, d));
       }
-      pack_rows<Four, true, 0>([&](int64_t r) { return four[r]; }, d, centre, packed + quad, kQueriesPerPack);
+      pack_rows<Four, true, 0>([&](int64_t r) { return four[r]; }, d, center, packed + quad, kQueriesPerPack);
       for (int64_t r = 0; r < 4; ++r) {
         if (norms[first + quad + r] <= kMaxNorm) continue;
         for (int64_t j = 0; j < d; ++j) packed[j * kQueriesPerPack + quad + r] = 0.0f;

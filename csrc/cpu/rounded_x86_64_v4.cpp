@@ -1,7 +1,7 @@
 // The rounded first pass for x86-64-v4 with VNNI; empty where the compiler or the processor family has no such clone.
 #if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__)  // REVQ_X86_CLONES of tile.h
 #pragma GCC target("arch=x86-64-v4,avx512vnni")
-// gcc 12 warns of its own header: an undefined lane is a variable initialised with itself there.
+// gcc 12 warns of its own header: an undefined lane is a variable initialized with itself there.
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>

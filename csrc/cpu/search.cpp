@@ -19,11 +19,11 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Numbers of codes in an item, at least: less is not worth packing the queries for.
 constexpr int64_t kMinNumbersPerItem = int64_t{1} << 15;
-// Neighbouring groups whose indices, and most often rows, share cache lines: two threads would take them from each other.
+// Neighboring groups whose indices, and most often rows, share cache lines: two threads would take them from each other.
 // Where a query is compared with no more numbers than these, such waiting is a good part of its time.
 constexpr int64_t kGroupsTogether = 16, kMaxNumbersTogether = int64_t{1} << 14;
 constexpr int64_t kMostWorkspace = 3 * (int64_t{1} << 19);  // floats
-constexpr int64_t kCentreSamples = 64;
+constexpr int64_t kCenterSamples = 64;
 
 void lower(int64_t& place, int64_t key) {
   std::atomic_ref<int64_t> shared(place);
@@ -99,9 +99,9 @@ class Search {
     return codebook_.rows(0) == nullptr ? plan_.codes_per_run() * problem_.d : 0;
   }
 
-  // The mean of some codes: any centre gives the same result, this one makes the first pass precise.
-  void centre(int64_t group, float* row, float* mean) const {
-    const int64_t samples = std::min(problem_.K, kCentreSamples);
+  // The mean of some codes: any center gives the same result, this one makes the first pass precise.
+  void center(int64_t group, float* row, float* mean) const {
+    const int64_t samples = std::min(problem_.K, kCenterSamples);
     std::fill_n(mean, problem_.d, 0.0f);
     for (int64_t i = 0; i < samples; ++i) {
       codebook_.read(group, i * problem_.K / samples, row);
@@ -121,7 +121,7 @@ class Search {
       int64_t& place = out_.indices[(first + q) * problem_.G + group];
       keys[q] = ranges_ == 1 ? kNoKey : std::atomic_ref<int64_t>(place).load(std::memory_order_relaxed);
     }
-    if (plan_.first_pass) centre(group, row, mean);
+    if (plan_.first_pass) center(group, row, mean);
     block.begin(count, mean, keys);
     const int64_t end = std::min(problem_.K, (range + 1) * codes_per_range_);
     for (int64_t code = range * codes_per_range_; code < end; code += plan_.codes_per_run()) {

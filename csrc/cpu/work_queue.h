@@ -16,7 +16,7 @@ namespace revq {
 constexpr int64_t kItemsPerThread = 4;
 
 // Calls work(next) on at most all of torch's threads, once on each; next() gives the number of an item not yet taken, or
-// -1.  A thread takes up to `together` neighbouring items at a time.
+// -1.  A thread takes up to `together` neighboring items at a time.
 template <typename Work>
 void share_work(int64_t items, const Work& work, int64_t together = 1) {
   std::atomic<int64_t> taken{0};

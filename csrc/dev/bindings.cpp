@@ -87,13 +87,13 @@ py::array_t<float> run_bound(int isa, const Floats& queries, const Floats& boxes
   return bounds;
 }
 
-// queries [n, d], codes [K, d], centre [d] -> (index [n], candidate cells, queries times runs of codes that took D over
+// queries [n, d], codes [K, d], center [d] -> (index [n], candidate cells, queries times runs of codes that took D over
 // all, and that whole numbers settled).
-py::tuple search(int isa, const Floats& queries, const Floats& codes, const Floats& centre, double certificate_scale,
+py::tuple search(int isa, const Floats& queries, const Floats& codes, const Floats& center, double certificate_scale,
                  int64_t tiles, bool rounded) {
   check_isa(isa);
   const int64_t n = queries.shape(0), K = codes.shape(0), d = codes.shape(1);
-  if (n == 0 || queries.shape(1) != d || centre.shape(0) != d) throw std::invalid_argument("expected one d, and n > 0");
+  if (n == 0 || queries.shape(1) != d || center.shape(0) != d) throw std::invalid_argument("expected one d, and n > 0");
   revq::Plan plan = revq::make_first_pass_plan(isa, n, K, d);
   plan.certificate_scale = certificate_scale;
   plan.rounded = rounded;
@@ -105,7 +105,7 @@ py::tuple search(int isa, const Floats& queries, const Floats& codes, const Floa
   for (int64_t first = 0; first < n; first += plan.queries) {
     const int64_t count = std::min(plan.queries, n - first);
     std::copy_n(queries.data(first, 0), count * d, block.queries());
-    block.begin(count, centre.data(), keys.data() + first);
+    block.begin(count, center.data(), keys.data() + first);
     for (int64_t code = 0; code < K; code += plan.codes_per_run()) {
       block.search({codes.data(code, 0), d, std::min(plan.codes_per_run(), K - code)}, code);
     }
@@ -118,7 +118,7 @@ py::tuple search(int isa, const Floats& queries, const Floats& codes, const Floa
 // queries [n, d], codes [K, d], distance [n, K] (D of the contract) -> limit(D) - computed score, [n, K]: what the
 // certificate leaves of its slack, negative for a counterexample; inf for codes and queries that it does not speak of.
 // In whole numbers, limit and score are those of vectors scaled to a length of at most `longest`.
-Floats margins(int isa, const Floats& queries, const Floats& codes, const Floats& centre, const Floats& distance,
+Floats margins(int isa, const Floats& queries, const Floats& codes, const Floats& center, const Floats& distance,
                double certificate_scale, double longest) {
   check_isa(isa);
   const bool rounded = longest > 0;
@@ -134,9 +134,9 @@ Floats margins(int isa, const Floats& queries, const Floats& codes, const Floats
   std::vector<double> norms(padded);
   std::vector<int32_t> squares(padded);
   const revq::KeepDenormals guard;
-  const float largest = pass.pack_codes({rows.data(), d, cell * K}, d, centre.data(), cell, tiles, panels.data());
+  const float largest = pass.pack_codes({rows.data(), d, cell * K}, d, center.data(), cell, tiles, panels.data());
   if (std::isnan(largest)) throw std::invalid_argument("a code holds a NaN");
-  pass.pack_queries(queries.data(), n, d, centre.data(), packed.data(), norms.data());
+  pass.pack_queries(queries.data(), n, d, center.data(), packed.data(), norms.data());
   revq::Scores scores{packed.data(), n, d, panels.data(), tiles, cell, minima.data(), tiles * pass.lanes};
   float scale = 1;
   if (rounded) {
@@ -174,9 +174,9 @@ PYBIND11_MODULE(_dev, m) {
   m.def("run_index", &run_index);
   m.def("run_bound", &run_bound);
   m.def("run_tile", &run_tile, py::arg("isa"), py::arg("queries"), py::arg("panels"), py::arg("first") = 0);
-  m.def("search", &search, py::arg("isa"), py::arg("queries"), py::arg("codes"), py::arg("centre"),
+  m.def("search", &search, py::arg("isa"), py::arg("queries"), py::arg("codes"), py::arg("center"),
         py::arg("certificate_scale") = 1.0, py::arg("tiles") = 0, py::arg("rounded") = true);
-  m.def("margins", &margins, py::arg("isa"), py::arg("queries"), py::arg("codes"), py::arg("centre"),
+  m.def("margins", &margins, py::arg("isa"), py::arg("queries"), py::arg("codes"), py::arg("center"),
         py::arg("distance"), py::arg("certificate_scale") = 1.0, py::arg("longest") = 0.0);
   m.def("has_rounded_pass", [](int isa) { return revq::rounded_pass(isa) != nullptr; });
   m.attr("MAX_SCALED") = revq::kMaxScaled;

@@ -1,7 +1,7 @@
 """The demo photos and the embedded VAE that ship inside the package.
 
 Standard library only, so that looking up a path costs nothing. `photos/README.md` and `photos/SOURCES.csv` name every
-author and licence, `vae/README.md` is the card of the VAE.
+author and license, `vae/README.md` is the card of the VAE.
 """
 
 from pathlib import Path

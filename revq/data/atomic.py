@@ -1,4 +1,4 @@
-"""Write a file whole or not at all: to a temporary neighbour, to the disk, then into place in one step."""
+"""Write a file whole or not at all: to a temporary neighbor, to the disk, then into place in one step."""
 
 import os
 from collections.abc import Iterator

@@ -43,7 +43,7 @@ def encode_folder(
         vae: the encoder.
         image_size: side of a crop in pixels.
         out: folder of the new store.
-        crops: random crops per image; 0 takes one centre crop of each.
+        crops: random crops per image; 0 takes one center crop of each.
         seed: of the random crops.
         batch_size: crops per call of the encoder.
         dtype: how the latents are stored.

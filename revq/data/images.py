@@ -129,7 +129,7 @@ def to_pil(images: Tensor) -> list["Image"]:
 def _rgb(image: "Image") -> "Image":
     from PIL import Image
 
-    if image.mode.startswith("I"):  # 16 bits of grey, which PIL's own conversion to RGB would clip at 255
+    if image.mode.startswith("I"):  # 16 bits of gray, which PIL's own conversion to RGB would clip at 255
         levels = np.clip(np.asarray(image, dtype=np.float64) / 257, 0, 255).round().astype(np.uint8)
         image = Image.fromarray(levels)
     return image.convert("RGB")

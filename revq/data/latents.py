@@ -37,7 +37,7 @@ class StorePlan:
     sources: tuple[str, ...]
     """Names of the images, as paths inside the folder they came from."""
     crops: int = 0
-    """Random crops per image; 0 means one centre crop."""
+    """Random crops per image; 0 means one center crop."""
     seed: int = 0
     dtype: str = "float32"
     inputs: str = ""

@@ -158,7 +158,7 @@ def check_output(out: str | Path, files: Sequence[NamedFile], suffix: str | None
 
 
 def token_fingerprint(model: "ReVQ") -> str:
-    """sha256 of what gives a token its meaning: the codebook and the normaliser (the rectifier may be trained anew)."""
+    """sha256 of what gives a token its meaning: the codebook and the normalizer (the rectifier may be trained anew)."""
     digest = hashlib.sha256()
     for tensor in (model.quantizer.codebook, model.normalizer.mean, model.normalizer.std):
         digest.update(tensor.detach().float().cpu().contiguous().numpy().data)

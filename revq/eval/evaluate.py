@@ -16,24 +16,24 @@ if TYPE_CHECKING:
 class CodeUse(NamedTuple):
     """How the codes of all G codebooks are chosen in one pass over a store."""
 
-    utilisation: float
+    utilization: float
     """Share of the G*K codes chosen at least once."""
-    lowest_utilisation: float
+    lowest_utilization: float
     """The same share in the worst codebook."""
     perplexity: float
     """exp(entropy) of the choices, mean over the codebooks; between 1 and K."""
 
 
 class LatentErrors(NamedTuple):
-    """Mean squared errors per number of a latent, in normalised units (1 = predicting the mean)."""
+    """Mean squared errors per number of a latent, in normalized units (1 = predicting the mean)."""
 
-    quantised: float
+    quantized: float
     rectified: float
 
     @property
     def gain(self) -> float:
-        """Share of the quantisation error that the rectifier takes away; negative if it adds to it."""
-        return 1 - self.rectified / self.quantised if self.quantised else 0.0
+        """Share of the quantization error that the rectifier takes away; negative if it adds to it."""
+        return 1 - self.rectified / self.quantized if self.quantized else 0.0
 
 
 class Reconstructions(NamedTuple):
@@ -42,7 +42,7 @@ class Reconstructions(NamedTuple):
     original: Tensor
     vae: Tensor
     """Through the VAE alone."""
-    quantised: Tensor
+    quantized: Tensor
     """Through the tokens, without the rectifier."""
     rectified: Tensor
     """Through the tokens and the rectifier."""
@@ -57,16 +57,16 @@ class Quality(NamedTuple):
 
 @torch.no_grad()
 def code_use(model: ReVQ, store: LatentStore, *, batch_size: int = 256) -> CodeUse:
-    """Utilisation and perplexity over one pass of ``store`` with the model as it is (not the counts of training)."""
+    """Utilization and perplexity over one pass of ``store`` with the model as it is (not the counts of training)."""
     device = model.quantizer.codebook.device
     count = torch.zeros_like(model.quantizer.count)
     for latents in store.batches(batch_size):
         indices = model.encode_latents(latents.to(device))  # [B, T]; token t uses codebook t mod G
         count_codes_(count, indices.reshape(-1, count.shape[0]))
-    return summarise_count(count)
+    return summarize_count(count)
 
 
-def summarise_count(count: Tensor) -> CodeUse:
+def summarize_count(count: Tensor) -> CodeUse:
     """`CodeUse` of choices that were counted: int64 ``[G, K]``."""
     share = count.double() / count.sum(dim=1, keepdim=True).clamp(min=1)
     perplexity = torch.special.entr(share).sum(dim=1).exp()
@@ -79,13 +79,13 @@ def latent_errors(model: ReVQ, store: LatentStore, *, batch_size: int = 256) -> 
     """Errors on the latents of ``store`` before and after the rectifier; leaves the model's mode and counts alone."""
     device, training = model.quantizer.codebook.device, model.training
     model.eval()
-    quantised = rectified = 0.0
+    quantized = rectified = 0.0
     for latents in store.batches(batch_size):
         out = model(latents.to(device))  # both losses are means over the batch, and in eval mode nothing is counted
-        quantised += float(out.quantizer_loss) * len(latents)
+        quantized += float(out.quantizer_loss) * len(latents)
         rectified += float(out.rectifier_loss) * len(latents)
     model.train(training)
-    return LatentErrors(quantised / len(store), rectified / len(store))
+    return LatentErrors(quantized / len(store), rectified / len(store))
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ def pairs(rows: Sequence[tuple[str, str]]) -> str:
 
 
 def save_comparison(path: str | Path, columns: Sequence[tuple[str, Sequence["Image"]]]) -> None:
-    """Write a PNG with one labelled column per entry and one row per image, atomically.
+    """Write a PNG with one labeled column per entry and one row per image, atomically.
 
     Args:
         path: the PNG file.
@@ -73,19 +73,19 @@ def save_loss_plot(path: str | Path, records: Sequence[dict[str, Any]]) -> None:
     axes = figure.subplots()
     steps = [record for record in records if record.get("kind") == "step"]
     epochs = [record for record in records if record.get("kind") == "epoch"]
-    for name, label, colour in (
-        ("quantizer_loss", "training, quantised", "tab:orange"),
+    for name, label, color in (
+        ("quantizer_loss", "training, quantized", "tab:orange"),
         ("rectifier_loss", "training, rectified", "tab:blue"),
     ):
-        axes.plot([r["step"] for r in steps], [r[name] for r in steps], color=colour, alpha=0.5, label=label)
-    for name, label, colour in (
-        ("validation_quantised", "held-out, quantised", "tab:orange"),
+        axes.plot([r["step"] for r in steps], [r[name] for r in steps], color=color, alpha=0.5, label=label)
+    for name, label, color in (
+        ("validation_quantized", "held-out, quantized", "tab:orange"),
         ("validation_rectified", "held-out, rectified", "tab:blue"),
     ):
         seen = [r for r in epochs if r.get(name) is not None]
         if seen:
-            axes.plot([r["step"] for r in seen], [r[name] for r in seen], "o--", color=colour, label=label)
-    axes.set(xlabel="step", ylabel="latent MSE (normalised)")
+            axes.plot([r["step"] for r in seen], [r[name] for r in seen], "o--", color=color, label=label)
+    axes.set(xlabel="step", ylabel="latent MSE (normalized)")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     with atomic_file(path) as temporary:

@@ -1,4 +1,4 @@
-"""Statistics of latents, per element, and the normaliser made of them (paper, section 4.1)."""
+"""Statistics of latents, per element, and the normalizer made of them (paper, section 4.1)."""
 
 from typing import Any
 

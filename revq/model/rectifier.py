@@ -1,4 +1,4 @@
-"""The rectifier g of the paper's Eq. 3: a network on quantised latents that undoes quantisation error (Table 4)."""
+"""The rectifier g of the paper's Eq. 3: a network on quantized latents that undoes quantization error (Table 4)."""
 
 from torch import Tensor, nn
 
@@ -21,7 +21,7 @@ def build_rectifier(config: RectifierConfig, latent_shape: tuple[int, int, int])
         latent_shape: (C, h, w).
 
     Returns:
-        A module from normalised latents ``[B, C, h, w]`` to the same shape.
+        A module from normalized latents ``[B, C, h, w]`` to the same shape.
 
     Raises:
         InputError: for an unknown kind or form, or a width that is not a multiple of C (the decoder's shortcut repeats

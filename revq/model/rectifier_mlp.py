@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class LatentMLP(nn.Module):
     """A residual MLP on the flattened latent: ``[B, C, h, w]`` -> ``[B, C, h, w]``.
 
-    Normalises within a sample (RMSNorm), not over the batch, so that the same tokens give the same picture in any batch.
+    Normalizes within a sample (RMSNorm), not over the batch, so that the same tokens give the same picture in any batch.
 
     Args:
         latent_shape: (C, h, w).
@@ -27,7 +27,7 @@ class LatentMLP(nn.Module):
         self.conv_out = nn.Linear(width, size)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Map normalised latents ``[B, C, h, w]``."""
+        """Map normalized latents ``[B, C, h, w]``."""
         hidden = self.blocks(self.conv_in(latents.flatten(1)))
         return self.conv_out(F.silu(self.norm_out(hidden))).unflatten(1, self.latent_shape)
 

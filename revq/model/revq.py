@@ -1,4 +1,4 @@
-"""The ReVQ model: normalise, quantise, rectify, denormalise (paper, section 3.3, Algorithm 1)."""
+"""The ReVQ model: normalize, quantize, rectify, denormalize (paper, section 3.3, Algorithm 1)."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -18,13 +18,13 @@ class ReVQOutput(NamedTuple):
     """What `ReVQ` returns for a batch of latents."""
 
     latents: Tensor
-    """float32 ``[B, C, h, w]``: quantised and rectified, in the VAE's units."""
+    """float32 ``[B, C, h, w]``: quantized and rectified, in the VAE's units."""
     indices: Tensor
     """int64 ``[B, T]``."""
     quantizer_loss: Tensor
-    """Scalar: mean squared error of the quantised latents, normalised units."""
+    """Scalar: mean squared error of the quantized latents, normalized units."""
     rectifier_loss: Tensor
-    """Scalar: mean squared error of the rectified latents, normalised units (Eq. 4)."""
+    """Scalar: mean squared error of the rectified latents, normalized units (Eq. 4)."""
 
 
 class ReVQ(nn.Module):
@@ -36,7 +36,7 @@ class ReVQ(nn.Module):
     Attributes:
         normalizer: `Normalizer`; the identity until it is fitted.
         quantizer: `FastChannelVQ` with G codebooks; it gives the codebook its gradient and the latents none.
-        rectifier: the network g of Eq. 3, on normalised latents.
+        rectifier: the network g of Eq. 3, on normalized latents.
 
     Raises:
         InputError: if the rectifier's configuration does not fit the latent.
@@ -57,7 +57,7 @@ class ReVQ(nn.Module):
         self.rectifier = build_rectifier(config.rectifier, config.latent_shape)
 
     def forward(self, latents: Tensor, *, joint: bool = False) -> ReVQOutput:
-        """Quantise and rectify; in training mode the quantiser counts its choices.
+        """Quantize and rectify; in training mode the quantizer counts its choices.
 
         Args:
             latents: float ``[B, C, h, w]`` in the VAE's units; they receive no gradient.

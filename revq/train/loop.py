@@ -12,7 +12,7 @@ from revq.config import RunConfig, to_dict
 from revq.data.atomic_folder import check_replaceable
 from revq.data.latents import LatentStore
 from revq.errors import InputError
-from revq.eval.evaluate import CodeUse, LatentErrors, latent_errors, summarise_count
+from revq.eval.evaluate import CodeUse, LatentErrors, latent_errors, summarize_count
 from revq.model.files import MODEL_FILES, TOKENIZER, model_folder, write_model
 from revq.model.normalizer import LatentStatistics
 from revq.model.revq import ReVQ
@@ -28,7 +28,7 @@ class TrainResult(NamedTuple):
     model: ReVQ
     """In evaluation mode; also saved in ``out/model``."""
     steps: int
-    """Optimiser steps of the whole run."""
+    """Optimizer steps of the whole run."""
     last_epoch: CodeUse
     """Code use as counted while the codes of the last epoch still moved; `revq.eval.evaluate.code_use` judges the end."""
     validation: LatentErrors | None
@@ -73,7 +73,7 @@ def train(
     batch_size = min(options.batch_size, len(store))
     steps_per_epoch = len(store) // batch_size
 
-    # The model and its optimiser: the codebook learns fast and without weight decay, the rectifier at 5 % of its rate.
+    # The model and its optimizer: the codebook learns fast and without weight decay, the rectifier at 5 % of its rate.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(options.seed, 0, "modules"))
         model = ReVQ(config.model).to(device)
@@ -143,8 +143,8 @@ def train(
                 if options.checkpoint_every and step % options.checkpoint_every == 0 and cursor < steps_per_epoch:
                     save()
 
-            # The end of an epoch: move the codes that nothing chose, and let their optimiser state start anew.
-            last, moved_codes = summarise_count(model.quantizer.count), 0
+            # The end of an epoch: move the codes that nothing chose, and let their optimizer state start anew.
+            last, moved_codes = summarize_count(model.quantizer.count), 0
             if epoch + 1 < options.epochs:
                 if options.reset:
                     moved = model.quantizer.reset_(  # [G, K]
@@ -173,11 +173,11 @@ def train(
                 lr=lr,
                 **last._asdict(),
                 moved_codes=moved_codes,
-                validation_quantised=errors and errors.quantised,
+                validation_quantized=errors and errors.quantized,
                 validation_rectified=errors and errors.rectified,
                 seconds=time.perf_counter() - clock,
             )
-            held_out = f", held-out {errors.quantised:.4f} -> {errors.rectified:.4f}" if errors else ""
+            held_out = f", held-out {errors.quantized:.4f} -> {errors.rectified:.4f}" if errors else ""
             bar.set_postfix_str(f"epoch {epoch + 1}, training {quantizer_loss:.4f} -> {rectifier_loss:.4f}{held_out}")
             epoch, cursor, sums = epoch + 1, 0, torch.zeros_like(sums)
             save()
@@ -211,7 +211,7 @@ def _check(config: RunConfig, store: LatentStore, out: Path, validation: LatentS
 
 
 def _start_model(model: ReVQ, config: RunConfig, store: LatentStore, device: torch.device) -> None:
-    """Fit the normaliser to the whole store (section 4.1) and place the first codes."""
+    """Fit the normalizer to the whole store (section 4.1) and place the first codes."""
     statistics = LatentStatistics()
     for latents in store.batches(1024):
         statistics.update(latents)
@@ -222,7 +222,7 @@ def _start_model(model: ReVQ, config: RunConfig, store: LatentStore, device: tor
         )  # enough for K rows per codebook, and for the memory
         order = torch.randperm(len(store), generator=generator(config.train.seed, 0, "init samples"))
         latents = store.rows(order[:samples].sort().values).to(device)
-        model.quantizer.initialise_(
+        model.quantizer.initialize_(
             model.normalizer.normalize(latents), generator=generator(config.train.seed, 0, "init codes")
         )
 

@@ -37,7 +37,7 @@ class LazyDistances(Tensor):
                 return _Link.apply(operands.x, operands.c, operands, parent)
             return _wrap(operands, parent)
 
-    def materialise(self) -> Tensor:
+    def materialize(self) -> Tensor:
         """The matrix itself, an ordinary tensor; computed once, so that changes in place are kept.
 
         Raises:
@@ -46,7 +46,7 @@ class LazyDistances(Tensor):
         if self._matrix is None and self._parent is not None:
             parent, index = self._parent
             with torch.set_grad_enabled(self.operands.grad):
-                self._matrix = parent.materialise()[index]
+                self._matrix = parent.materialize()[index]
         elif self._matrix is None:
             self._matrix = self.operands.matrix()
         return self._matrix
@@ -81,7 +81,7 @@ def _answer(cls: type[LazyDistances], func: Callable, args: tuple, kwargs: dict)
         answer = fused_answer(func, *args, **kwargs)
         if answer is not None:
             return answer
-    args, kwargs = tree_map_only(cls, cls.materialise, (args, kwargs))
+    args, kwargs = tree_map_only(cls, cls.materialize, (args, kwargs))
     return func(*args, **kwargs)
 
 
@@ -130,4 +130,4 @@ def _wrap(operands: Operands, parent: "tuple[LazyDistances, int] | None") -> Laz
 
 
 def _data(lazy: LazyDistances) -> Tensor:
-    return (lazy.operands.matrix() if lazy.is_lazy else lazy.materialise()).detach()
+    return (lazy.operands.matrix() if lazy.is_lazy else lazy.materialize()).detach()

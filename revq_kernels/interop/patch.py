@@ -67,7 +67,7 @@ def patch(model: nn.Module, *, verify: bool = True, verbose: bool = True) -> Pat
 
     A quantizer is known by its class and by what it holds; docs/drop-in.md lists the families.  The smallest method that
     suffices is replaced, by changing the module's class to a subclass of its own: parameters, buffers, names, hooks,
-    optimisers and ``isinstance`` stay as they are.  Copies of a patched module are patched.  Patch before
+    optimizers and ``isinstance`` stay as they are.  Copies of a patched module are patched.  Patch before
     ``torch.compile`` and before wrappers that set methods on instances (accelerate's hooks); what cannot be patched is
     left as it is, and the report says why.
 
@@ -113,7 +113,7 @@ def like(module: nn.Module, *, verify: bool = True) -> nn.Module:
     """A quantizer that computes what ``module`` does, with the fused search, from the same parameters and buffers.
 
     ``model.quantize = revq.like(model.quantize)`` is all: call, results, ``state_dict`` and parameter names are those of
-    ``module``, which itself stays as it is.  Parameters and buffers are the same objects, so optimisers, averaged copies
+    ``module``, which itself stays as it is.  Parameters and buffers are the same objects, so optimizers, averaged copies
     and wrappers that hold them go on working.  Go on with one of the two: what is moved, cast or trained as the other
     parts with some of the shared tensors.
 

@@ -21,10 +21,10 @@ def nearest(x: Tensor, codebook: Tensor) -> Tensor:
     return nearest_code(x.unsqueeze(-2), codebook.unsqueeze(0)).squeeze(-1)
 
 
-def nearest_normalised(x: Tensor, codebook: Tensor) -> Tensor:
+def nearest_normalized(x: Tensor, codebook: Tensor) -> Tensor:
     """`nearest` among directions: each row of both is scaled to length 1 first, as ``torch.nn.functional.normalize`` does.
 
-    In float32 at least, since directions that are rounded to bfloat16 or float16 have other neighbours.
+    In float32 at least, since directions that are rounded to bfloat16 or float16 have other neighbors.
     """
     return nearest(_direction(x), _direction(codebook))
 
@@ -35,7 +35,7 @@ def most_aligned(x: Tensor, codebook: Tensor) -> Tensor:
 
 
 def has_zero_code(codebook: Tensor) -> bool:
-    """Whether normalising ``codebook`` leaves a row of zeros, whose distance says nothing of its inner product."""
+    """Whether normalizing ``codebook`` leaves a row of zeros, whose distance says nothing of its inner product."""
     return not codebook.is_meta and bool((codebook.detach() == 0).all(-1).any())
 
 

@@ -17,7 +17,7 @@ from revq_kernels.validation import check_index_range, check_indices, check_quan
 
 
 class FastChannelVQ(Codebook):
-    """Vector quantisation by exact nearest-code search, without a distance matrix.
+    """Vector quantization by exact nearest-code search, without a distance matrix.
 
     Takes latents, which it cuts into tokens, or tokens ``[B, T, d]``.  Token t uses codebook t mod G (as the released
     ReVQ code; with one codebook per token, G = T, it is simply codebook t).  T comes from the input.
@@ -40,8 +40,8 @@ class FastChannelVQ(Codebook):
             tokens ``[B, T, d]`` that nothing cuts any more.
         split: how latents are cut: "channel" (paper, section 3.2.1), "last" (a position's channels; with d = C the
             usual VQ layer; also "space") or "flat" (see `split_tokens`).
-        metric: "l2"; "cosine" (tokens and codes are normalised, and all results are about the normalised ones);
-            "cosine_lookup" (normalised for the search alone); "inner_product" (the largest); or "diagonal" (with a
+        metric: "l2"; "cosine" (tokens and codes are normalized, and all results are about the normalized ones);
+            "cosine_lookup" (normalized for the search alone); "inner_product" (the largest); or "diagonal" (with a
             ``weight`` per call).  The last two run on the reference (`explain`).
         commitment: weight of the loss that draws x to its code; 0 switches it off.
         legacy_beta: put that weight on the other term, as VQGAN's code does (see `loss_weights`).
@@ -55,7 +55,7 @@ class FastChannelVQ(Codebook):
         returns: "own" (`QuantizerOutput`) or a name of ``returns.FORMATS``, or a function as there.
 
     Attributes:
-        codebook: parameter float32 ``[G, K, d]``, standard normal until `initialise_` or training changes it; None with
+        codebook: parameter float32 ``[G, K, d]``, standard normal until `initialize_` or training changes it; None with
             ``codes``.
         count: buffer int64 ``[G, K]``: choices of each code in training mode since the last `reset_`.
 
@@ -94,7 +94,7 @@ class FastChannelVQ(Codebook):
     def forward(
         self, x: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None, weight: Tensor | None = None
     ) -> Any:
-        """Quantise latents or tokens ``x``; in training mode also count, and update and replace codes.
+        """Quantize latents or tokens ``x``; in training mode also count, and update and replace codes.
 
         Args:
             mask: bool ``[B, L]``, False for positions that do not count: they keep their value, get index -1, and enter
@@ -155,7 +155,7 @@ class FastChannelVQ(Codebook):
         tokens = self.current_codes()[group, indices].masked_fill(masked[..., None], 0)
         return tokens if latent_shape is None else self.arrangement.latents(tokens, latent_shape)
 
-    def initialise_(
+    def initialize_(
         self,
         x: Tensor,
         *,

@@ -10,7 +10,7 @@ from revq_kernels.automatic import AutomaticIndex
 from revq_kernels.functional import Quantized, count_codes_, look_up, nearest_code, quantize
 from revq_kernels.nn.dead_codes import ReplaceDeadCodes
 from revq_kernels.nn.ema import EMAUpdate
-from revq_kernels.nn.initialise import initial_codebook
+from revq_kernels.nn.initialize import initial_codebook
 from revq_kernels.nn.masks import count_masked_
 from revq_kernels.reset import reset_codes_
 from revq_kernels.validation import COSINES
@@ -45,7 +45,7 @@ class Codebook(nn.Module):
         self.automatic = AutomaticIndex()
 
     def current_codes(self) -> Tensor:
-        """``[G, K, d]``: what `decode` returns rows of: the codebook or ``codes``, normalised for ``metric="cosine"``."""
+        """``[G, K, d]``: what `decode` returns rows of: the codebook or ``codes``, normalized for ``metric="cosine"``."""
         codes = self.codebook
         if self.codes is not None:
             codes, shape = self.codes(), (*self.count.shape, self.code_dim)
@@ -54,13 +54,13 @@ class Codebook(nn.Module):
         if self.metric != "cosine":
             return codes
         # a graph that is still to be run backward must not see the next call's replacements
-        return normalised(codes if self.dead_codes is None else codes.clone())
+        return normalized(codes if self.dead_codes is None else codes.clone())
 
     def queries(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Vectors ``[N, G, d]`` as the metric sees them, zeros where mask bool ``[N, G]`` is False."""
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0)  # a padding of NaN stops here
-        return normalised(x) if self.metric == "cosine" else x
+        return normalized(x) if self.metric == "cosine" else x
 
     def nearest(self, queries: Tensor, codes: Tensor, weight: Tensor | None = None) -> Tensor:
         """Indices int64 ``[N, G]`` of `queries` among `current_codes`."""
@@ -69,7 +69,7 @@ class Codebook(nn.Module):
         if weight is not None:
             raise ValueError(f"weight: expected None for metric={self.metric!r}, got a tensor")
         if self.metric == "cosine_lookup":
-            queries, codes = normalised(queries.detach()), normalised(codes.detach())
+            queries, codes = normalized(queries.detach()), normalized(codes.detach())
         return nearest_code(queries, codes) if self.training else self.automatic.nearest_code(queries, codes)
 
     def choose(self, queries: Tensor, mask: Tensor | None = None, weight: Tensor | None = None) -> Quantized:
@@ -121,7 +121,7 @@ class Codebook(nn.Module):
         """Move the codes that nothing chose since the last call (see `reset_codes_`), then start counting anew.
 
         Returns:
-            bool ``[G, K]``: the moved rows, whose optimiser state the caller should clear.
+            bool ``[G, K]``: the moved rows, whose optimizer state the caller should clear.
         """
         self._require_codebook()
         moved = reset_codes_(
@@ -138,7 +138,7 @@ class Codebook(nn.Module):
         return super().train(mode)
 
     @property
-    def utilisation(self) -> Tensor:
+    def utilization(self) -> Tensor:
         """float32 ``[G]``: share of each codebook's codes that were counted at least once."""
         return (self.count > 0).float().mean(dim=1)
 
@@ -168,6 +168,6 @@ class Codebook(nn.Module):
             raise ValueError("codes: expected None for a codebook to move, got a module that makes the codes")
 
 
-def normalised(x: Tensor) -> Tensor:
+def normalized(x: Tensor) -> Tensor:
     """x over its length in float32, as `torch.nn.functional.normalize`; rows are contiguous, whatever x's strides."""
     return F.normalize(x.float().contiguous(), dim=-1)

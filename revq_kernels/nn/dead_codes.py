@@ -24,7 +24,7 @@ class ReplaceDeadCodes(nn.Module):
     Attributes:
         used: buffer int64 ``[G, K]``, choices in this window.
         calls: buffer int64 scalar, training calls in this window.
-        moved: buffer bool ``[G, K]``, not saved: the codes that the last training call replaced, whose optimiser state
+        moved: buffer bool ``[G, K]``, not saved: the codes that the last training call replaced, whose optimizer state
             the caller should clear.
 
     Raises:

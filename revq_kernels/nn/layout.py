@@ -19,7 +19,7 @@ def split_tokens(latents: Tensor, code_dim: int, split: Split = "channel", layou
 
     ``channel`` reads the latent in (C, positions) order, so that a token is a piece of one channel's map (or several
     whole maps): a view on contiguous memory of a layout with C first.  ``last`` (also ``space``) reads it in
-    (positions, C) order, so that a token is a piece of one position's channel vector (or several neighbouring
+    (positions, C) order, so that a token is a piece of one position's channel vector (or several neighboring
     positions).  ``flat`` reads it in the order of its layout.
 
     Args:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class QuantizerOutput(NamedTuple):
-    """What a quantizer returns: the input's latents quantised, their indices, and a loss to minimise."""
+    """What a quantizer returns: the input's latents quantized, their indices, and a loss to minimize."""
 
     quantized: Tensor
     indices: Tensor
@@ -58,12 +58,12 @@ def transformers(parts: Parts, vq: nn.Module) -> tuple[Any, ...]:
 def llamagen(parts: Parts, vq: nn.Module) -> tuple[Any, ...]:
     """LlamaGen's ``VectorQuantizer`` with entropy_loss_ratio=0: no losses in eval mode.
 
-    The usage is this module's `utilisation`, since the last reset; LlamaGen's is that of the last 65,536 tokens.
+    The usage is this module's `utilization`, since the last reset; LlamaGen's is that of the last 65,536 tokens.
     """
     losses: tuple[Any, ...] = (None, None, None, None)
     if vq.training:
         nothing = torch.zeros_like(parts.loss)
-        losses = (*_weighted(parts), nothing, vq.utilisation.mean())
+        losses = (*_weighted(parts), nothing, vq.utilization.mean())
     return parts.quantized, losses, (None, None, parts.indices.reshape(-1))
 
 

@@ -70,9 +70,9 @@ class ProjectedVQ(nn.Module):
         latents = self._map(self.project_out, self._codes(indices, tuple(inner)))
         return latents.masked_fill(self._over_channels(indices == -1, tuple(inner)), 0)
 
-    def initialise_(self, x: Tensor, **options: Any) -> None:
-        """As `FastChannelVQ.initialise_`."""
-        self.vq.initialise_(self._map(self.project_in, x), **options)
+    def initialize_(self, x: Tensor, **options: Any) -> None:
+        """As `FastChannelVQ.initialize_`."""
+        self.vq.initialize_(self._map(self.project_in, x), **options)
 
     def _codes(self, indices: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
         return self.vq.decode(indices, shape).to(self.project_out.weight.dtype)

@@ -15,7 +15,7 @@ from revq_kernels.nn.projected import ProjectedVQ
 
 
 class ResidualVQ(nn.Module):
-    """Residual vector quantisation (Zeghidour et al. 2021): ``quantized`` is the sum of all stages' codes.
+    """Residual vector quantization (Zeghidour et al. 2021): ``quantized`` is the sum of all stages' codes.
 
     A stage sees x minus the codes of the earlier stages, as constants: each stage's commitment loss reaches x, which it
     does not where a straight-through code is subtracted (encodec #25).  The latent gets the gradient of the sum once,
@@ -25,7 +25,7 @@ class ResidualVQ(nn.Module):
     With quantizer dropout (training mode), that share of the samples uses the first n stages only, n uniform in 1 ... Q;
     the others have index -1 there and count for nothing.
 
-    Grouped residual quantisation, a part of the channels per group, is this class with ``num_groups=G, split="last"``
+    Grouped residual quantization, a part of the channels per group, is this class with ``num_groups=G, split="last"``
     and ``code_dim = C / G`` in each stage.
 
     Args:
@@ -94,19 +94,19 @@ class ResidualVQ(nn.Module):
             for stage, of_stage in zip(self.stages, indices.unbind(dim=2), strict=False)
         )
 
-    def initialise_(self, x: Tensor, **options: Any) -> None:
-        """Each stage's ``initialise_`` with the same options, on what the stages before it leave over of ``x``."""
+    def initialize_(self, x: Tensor, **options: Any) -> None:
+        """Each stage's ``initialize_`` with the same options, on what the stages before it leave over of ``x``."""
         self._descend(x, options)
 
     @torch.no_grad()
-    def _descend(self, x: Tensor, initialise: dict[str, Any] | None = None) -> Tensor:
-        """The indices ``[B, T, Q]``; with options, each stage is initialised before it encodes."""
+    def _descend(self, x: Tensor, initialize: dict[str, Any] | None = None) -> Tensor:
+        """The indices ``[B, T, Q]``; with options, each stage is initialized before it encodes."""
         first = self.stages[0]
         shape = None if first.arrangement.layout_of(x) is None else tuple(x.shape[1:])
         residual, indices = x.float() if isinstance(first, FastChannelVQ) else x, []
         for stage in self.stages:
-            if initialise is not None:
-                stage.initialise_(residual, **initialise)
+            if initialize is not None:
+                stage.initialize_(residual, **initialize)
             indices.append(stage.encode(residual))
             residual = residual - stage.decode(indices[-1], shape)
         return torch.stack(indices, dim=-1)

@@ -1,7 +1,7 @@
 """The certificate of a first pass: which codes may still be a query's nearest, proven from one approximate score.
 
 docs/certificate.md holds the proof and defines every symbol; each constant below names the step it comes from.
-Lengths are those of the centred, scaled space: x' = (x - m) * s, c' = (c - m) * s, and x_h, c_h are the vectors that
+Lengths are those of the centerd, scaled space: x' = (x - m) * s, c' = (c - m) * s, and x_h, c_h are the vectors that
 the first pass multiplies.  r = |x_h - c_h|, and the score S approximates r^2 + T - |x_h|^2.
 """
 
@@ -23,7 +23,7 @@ SMALLEST_NORMAL = 2.0**-14
 """Of float16.  Smaller operands of an MMA become 0: what it does with subnormal ones is not specified."""
 
 MIN_SCALE = 2.0**-100
-"""Of the powers of two s: then a code whose difference from the centre overflows is an outlier in truth as well."""
+"""Of the powers of two s: then a code whose difference from the center overflows is an outlier in truth as well."""
 
 SCORE_PAD = 2.0**-6
 """T = max |x_h|^2 * (1 + SCORE_PAD) + SCORE_PAD: no score is negative, so their bits order as integers."""
@@ -43,9 +43,9 @@ class Certificate(NamedTuple):
     """Constants of one form, all rounded up to float32; pass them to a kernel as one constexpr tuple."""
 
     eta_x: float
-    """|x' - true x| <= eta_x * |x_h|: centring rounds once."""
+    """|x' - true x| <= eta_x * |x_h|: centering rounds once."""
     eta: float
-    """|c_h - true c| <= eta * |c_h| + abs_r: centring, and the rounding to what is multiplied."""
+    """|c_h - true c| <= eta * |c_h| + abs_r: centering, and the rounding to what is multiplied."""
     abs_r: float
     """What is flushed to zero of one vector."""
     acc_a: float

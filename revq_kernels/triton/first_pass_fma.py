@@ -1,6 +1,6 @@
 """The first pass on CUDA cores: scores of all codes by float32 fused multiply-adds, for any card and any d.
 
-    S = |c'|^2 + T - 2 x'.c'        with x' = (x - centre) * scale and c' alike
+    S = |c'|^2 + T - 2 x'.c'        with x' = (x - center) * scale and c' alike
 
 A code costs a chain of d operations and a minimum.  No score of a finite code is negative, so their bits order as
 integers do, and codes far out of range need no care: their norms outweigh the products.  A code that is not finite
@@ -25,7 +25,7 @@ _PAD = tl.constexpr(certificate.SCORE_PAD)
 
 @triton.jit
 def scaled(number, unit, offset):
-    """(number - centre) * unit, where offset = -centre * unit: for a power of two, rounded once as that is."""
+    """(number - center) * unit, where offset = -center * unit: for a power of two, rounded once as that is."""
     return tl.fma(number.to(tl.float32), unit, offset)
 
 
@@ -135,7 +135,7 @@ def cell_minima(
 def fma(
     x, inner, x_stride_outer, x_stride_inner, x_stride_g, x_stride_d,
     codebook, codebook_stride_g, codebook_stride_k, codebook_stride_d,
-    centre, scale, limit, found, unsettled, entry_score, entry_first, rows, num_groups, num_codes, codes_per_split,
+    center, scale, limit, found, unsettled, entry_score, entry_first, rows, num_groups, num_codes, codes_per_split,
     D: tl.constexpr, REGISTER_DIMS: tl.constexpr, DIM_STEP: tl.constexpr, UNROLL: tl.constexpr,
     BLOCK_QUERIES: tl.constexpr, BLOCK_CODES: tl.constexpr, CELL_TILES: tl.constexpr, A: tl.constexpr, B: tl.constexpr,
     C: tl.constexpr, E: tl.constexpr, ID_BITS: tl.constexpr, SLOTS: tl.constexpr, CERTIFICATE: tl.constexpr,
@@ -150,7 +150,7 @@ def fma(
     query_blocks = tl.cdiv(rows, BLOCK_QUERIES)
     group = (tl.program_id(0) // query_blocks).to(tl.int64)
     n = tl.program_id(0) % query_blocks * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
-    middle = centre + group * D
+    middle = center + group * D
     unit = tl.load(scale + group)
     row = query_rows(x, tl.minimum(n, rows - 1), group, inner, x_stride_outer, x_stride_inner, x_stride_g)
     x_numbers = ()

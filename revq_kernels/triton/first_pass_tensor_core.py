@@ -1,6 +1,6 @@
 """The first pass on tensor cores: scores of all codes by one matrix product in half precision, and a certificate.
 
-A program takes BLOCK_QUERIES queries of one group and a range of its codes.  Queries and codes are centred, scaled and
+A program takes BLOCK_QUERIES queries of one group and a range of its codes.  Queries and codes are centerd, scaled and
 rounded to float16 on the way; the product of [-2x, 256, 1/8, 0, ...] and [c, hi, lo, 0, ...] is the score itself,
 
     S = |c|^2 + T - 2 x.c        where 256 hi + lo/8 = |c|^2 + T      (norms of the rounded vectors),
@@ -15,7 +15,7 @@ import triton.language as tl
 
 from revq_kernels.triton import certificate
 from revq_kernels.triton.addressing import query_rows
-from revq_kernels.triton.halves import FAR, RANGE, centred, half, low_part, normal, query_parts, trusted_size
+from revq_kernels.triton.halves import FAR, RANGE, centerd, half, low_part, normal, query_parts, trusted_size
 from revq_kernels.triton.lanes import NO_SCORE, emit_candidates, lane_minimum, update_lanes
 
 _PAD = tl.constexpr(certificate.SCORE_PAD)
@@ -57,7 +57,7 @@ def _alternate(left, right):
 def _slots(first, second, third, norms, PARTS: tl.constexpr, DEPTH: tl.constexpr, INLINE_ASM: tl.constexpr):
     """The whole operand of a short vector, float16 [rows, DEPTH]: (first, norms), (second, third), ... alternating.
 
-    Neighbours are joined last and as float32, so that every thread writes neighbours, converted two at a time.
+    Neighbors are joined last and as float32, so that every thread writes neighbors, converted two at a time.
     """
     left, right = first, norms
     if PARTS == 3:
@@ -79,7 +79,7 @@ def _slots(first, second, third, norms, PARTS: tl.constexpr, DEPTH: tl.constexpr
 def tensor_core(
     x, inner, x_stride_outer, x_stride_inner, x_stride_g, x_stride_d,
     codebook, codebook_stride_g, codebook_stride_k, codebook_stride_d,
-    centre, scale, limit, found, unsettled, entry_score, entry_first, rows, num_groups, num_codes, codes_per_split,
+    center, scale, limit, found, unsettled, entry_score, entry_first, rows, num_groups, num_codes, codes_per_split,
     D: tl.constexpr, DIMS: tl.constexpr, PARTS: tl.constexpr, BLOCK_QUERIES: tl.constexpr, BLOCK_CODES: tl.constexpr,
     CELL_TILES: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr, E: tl.constexpr,
     ID_BITS: tl.constexpr, SLOTS: tl.constexpr, CERTIFICATE: tl.constexpr, CONTIGUOUS: tl.constexpr,
@@ -103,9 +103,9 @@ def tensor_core(
     row = query_rows(x, n, group, inner, x_stride_outer, x_stride_inner, x_stride_g)
     unit = tl.load(scale + group)
     dim = tl.arange(0, DIMS)
-    middle = tl.load(centre + group * D + dim, mask=dim < D, other=0.0) * unit
+    middle = tl.load(center + group * D + dim, mask=dim < D, other=0.0) * unit
     inside = exists[:, None] & (dim < D)[None, :]
-    value = centred(tl.load(row[:, None] + dim[None, :] * x_stride_d, mask=inside, other=0.0), middle, unit)
+    value = centerd(tl.load(row[:, None] + dim[None, :] * x_stride_d, mask=inside, other=0.0), middle, unit)
     trusted = trusted_size(tl.sum(value * value, axis=1), exists)
     tl.store(unsettled + n * num_groups + group, tl.full(n.shape, 1, tl.int32), mask=exists & (trusted == 0))
     high, low, norm, error = query_parts(value, trusted, PARTS)
@@ -145,7 +145,7 @@ def tensor_core(
         cell = tl.full([BLOCK_QUERIES, A * C], NO_SCORE, tl.int32)
         for _ in range(tl.minimum(CELL_TILES, tiles - step * CELL_TILES)):
             present = column < left
-            code = centred(raw, middle, unit)
+            code = centerd(raw, middle, unit)
             # the next numbers are on their way while these are multiplied
             left -= BLOCK_CODES
             first_code += BLOCK_CODES * stride_k
@@ -181,9 +181,9 @@ def tensor_core(
 
     if SHORTEST:
         # computed once more: kept across the loop, the two would take the last registers of the tile
-        origin = tl.load(centre + group * D + dim, mask=dim < D, other=0.0) * unit
+        origin = tl.load(center + group * D + dim, mask=dim < D, other=0.0) * unit
         inside = (n < rows)[:, None] & (dim < D)[None, :]
-        value = centred(tl.load(row[:, None] + dim[None, :] * x_stride_d, mask=inside, other=0.0), origin, unit)
+        value = centerd(tl.load(row[:, None] + dim[None, :] * x_stride_d, mask=inside, other=0.0), origin, unit)
         trusted = trusted_size(tl.sum(value * value, axis=1), n < rows)
         high, low, norm, error = query_parts(value, trusted, PARTS)
     else:

@@ -38,7 +38,7 @@ class State(NamedTuple):
     key: Tensor
     entry_score: Tensor
     entry_first: Tensor
-    centre: Tensor
+    center: Tensor
     scale: Tensor
 
     def settled(self, plan: Plan) -> Tensor:
@@ -47,7 +47,7 @@ class State(NamedTuple):
 
     @classmethod
     def empty(cls, queries: int, slots: int, num_groups: int, d: int, device: torch.device) -> "State":
-        """Uninitialised memory for ``queries`` queries (all groups together)."""
+        """Uninitialized memory for ``queries`` queries (all groups together)."""
 
         def words(dtype: torch.dtype, *shape: int) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=device)
@@ -135,7 +135,7 @@ def _prepare(this: Round) -> Launch:
     state, d = this.state, this.codebook.shape[2]
     rows, num_groups, num_codes = this.sizes
     arguments = (
-        this.codebook, *this.codebook.stride(), state.centre, state.scale, state.limit, state.found, state.unsettled,
+        this.codebook, *this.codebook.stride(), state.center, state.scale, state.limit, state.found, state.unsettled,
         state.key, rows * num_groups, num_groups, num_codes,
     )  # fmt: skip
     blocks = {"ROWS": max(1, min(32, 2048 // padded(d))), "SAMPLES": SAMPLES, "STATES": STATES_PER_PROGRAM}
@@ -183,7 +183,7 @@ def _first_pass(this: Round) -> Launch:
         "INLINE_ASM": plan.inline_asm,
     }  # fmt: skip
     arguments = (
-        *this.source, state.centre, state.scale, state.limit, state.found, state.unsettled, state.entry_score,
+        *this.source, state.center, state.scale, state.limit, state.found, state.unsettled, state.entry_score,
         state.entry_first, *this.sizes, plan.codes_per_split,
     )  # fmt: skip
     if chosen.form == "tensor_core":

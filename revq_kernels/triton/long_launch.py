@@ -29,7 +29,7 @@ class Packed(NamedTuple):
 
     @classmethod
     def empty(cls, groups: int, rows: int, d: int, parts: int, device: torch.device) -> "Packed":
-        """Uninitialised memory for ``rows`` vectors of each group."""
+        """Uninitialized memory for ``rows`` vectors of each group."""
         high = torch.empty(groups, rows, pitch(d), dtype=torch.float16, device=device)
         norm = torch.empty(groups, rows, dtype=torch.float32, device=device)
         return cls(high, torch.empty_like(high) if parts == 3 else high, norm, torch.empty_like(norm))
@@ -45,7 +45,7 @@ def long_launches(
     ``plan.slots``.  sizes: rows of this round, groups, codes.
     """
     rows, num_groups, num_codes = sizes
-    d, parts = state.centre.shape[1], chosen.parts
+    d, parts = state.center.shape[1], chosen.parts
     blocks = -(-rows // chosen.block_queries)
     pack = {"D": d, "PADDED_D": padded(d), "PITCH": pitch(d), "ROWS": min(16, 4096 // padded(d)), "PARTS": parts}
     a, b, c, e = chosen.lanes
@@ -57,9 +57,9 @@ def long_launches(
         "CERTIFICATE": tuple(constants("tensor_core", d, parts)),
     }  # fmt: skip
     packed_rows = blocks * chosen.block_queries
-    queries = Packed.empty(plan.groups_per_round, packed_rows, d, parts, state.centre.device)
-    codes = Packed.empty(plan.groups_per_round, plan.codes_per_round, d, parts, state.centre.device)
-    space = (state.centre, state.scale)
+    queries = Packed.empty(plan.groups_per_round, packed_rows, d, parts, state.center.device)
+    codes = Packed.empty(plan.groups_per_round, plan.codes_per_round, d, parts, state.center.device)
+    space = (state.center, state.scale)
     known = (state.limit, state.found, state.unsettled, state.entry_score, state.entry_first)
     for first_group in range(0, num_groups, plan.groups_per_round):
         groups = min(plan.groups_per_round, num_groups - first_group)

@@ -12,14 +12,14 @@ import triton
 import triton.language as tl
 
 from revq_kernels.triton.addressing import query_rows
-from revq_kernels.triton.halves import FAR, RANGE, centred, half, low_part, normal, query_parts, trusted_size
+from revq_kernels.triton.halves import FAR, RANGE, centerd, half, low_part, normal, query_parts, trusted_size
 
 _FAR_NORM = tl.constexpr(256 * FAR.value)
 
 
 @triton.jit(do_not_specialize=["first_group", "first_code", "num_codes"])
 def pack_codes(
-    codebook, codebook_stride_g, codebook_stride_k, codebook_stride_d, centre, scale, high, low, norm,
+    codebook, codebook_stride_g, codebook_stride_k, codebook_stride_d, center, scale, high, low, norm,
     first_group, first_code, num_codes, packed_codes,
     D: tl.constexpr, PADDED_D: tl.constexpr, PITCH: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
@@ -39,7 +39,7 @@ def pack_codes(
     numbers = row[:, None] + dim[None, :].to(tl.int64) * codebook_stride_d
     raw = tl.load(numbers, mask=present[:, None] & (dim < D)[None, :], other=0.0)
     unit = tl.load(scale + group)
-    value = centred(raw, tl.load(centre + group * D + dim, mask=dim < D, other=0.0) * unit, unit)
+    value = centerd(raw, tl.load(center + group * D + dim, mask=dim < D, other=0.0) * unit, unit)
     rounded = half(value)
     rest = tl.zeros(value.shape, tl.float32)
     if PARTS == 3:
@@ -59,7 +59,7 @@ def pack_codes(
 
 @triton.jit(do_not_specialize=["inner", "first_group", "rows", "num_groups"])
 def pack_queries(
-    x, inner, x_stride_outer, x_stride_inner, x_stride_g, x_stride_d, centre, scale, high, low, norm, error, unsettled,
+    x, inner, x_stride_outer, x_stride_inner, x_stride_g, x_stride_d, center, scale, high, low, norm, error, unsettled,
     first_group, rows, num_groups, packed_rows,
     D: tl.constexpr, PADDED_D: tl.constexpr, PITCH: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
@@ -77,7 +77,7 @@ def pack_queries(
     numbers = row[:, None] + dim[None, :].to(tl.int64) * x_stride_d
     raw = tl.load(numbers, mask=exists[:, None] & (dim < D)[None, :], other=0.0)
     unit = tl.load(scale + group)
-    value = centred(raw, tl.load(centre + group * D + dim, mask=dim < D, other=0.0) * unit, unit)
+    value = centerd(raw, tl.load(center + group * D + dim, mask=dim < D, other=0.0) * unit, unit)
     trusted = trusted_size(tl.sum(value * value, axis=1), exists)
     query = n.to(tl.int64) * num_groups + group
     tl.store(unsettled + query, tl.full(n.shape, 1, tl.int32), mask=exists & (trusted == 0))

@@ -1,7 +1,7 @@
-"""Before a first pass: each group's centre and scale, and the state of every query.
+"""Before a first pass: each group's center and scale, and the state of every query.
 
 The nearest code does not change when query and codes are shifted and scaled alike.  A first pass in low precision needs
-numbers of moderate size around zero, so each group gets a centre (the mean of some of its codes) and a scale (a power of
+numbers of moderate size around zero, so each group gets a center (the mean of some of its codes) and a scale (a power of
 two).  Neither has to be good: the certificate holds for any of them, and a bad one only sends more queries to the
 fallback.
 """
@@ -10,11 +10,11 @@ import triton
 import triton.language as tl
 
 SAMPLES = 128
-"""Codes per group that the centre and the scale are taken from, evenly spaced: reading all would cost a pass."""
+"""Codes per group that the center and the scale are taken from, evenly spaced: reading all would cost a pass."""
 
 
 @triton.jit
-def initialise_state(limit, found, unsettled, key, first_query, num_states, BLOCK: tl.constexpr):
+def initialize_state(limit, found, unsettled, key, first_query, num_states, BLOCK: tl.constexpr):
     """limit = inf, found = unsettled = 0, key = the largest int64, for BLOCK queries."""
     query = first_query + tl.arange(0, BLOCK)
     valid = query < num_states
@@ -25,11 +25,11 @@ def initialise_state(limit, found, unsettled, key, first_query, num_states, BLOC
 
 
 @triton.jit
-def centre_and_scale(
-    codes, stride_k, stride_d, centre, scale, num_codes,
+def center_and_scale(
+    codes, stride_k, stride_d, center, scale, num_codes,
     D: tl.constexpr, PADDED_D: tl.constexpr, ROWS: tl.constexpr, SAMPLES: tl.constexpr,
 ):  # fmt: skip
-    """One group: codes [K, D] -> its centre [D] and its scale."""
+    """One group: codes [K, D] -> its center [D] and its scale."""
     column = tl.arange(0, PADDED_D)
     samples = tl.minimum(num_codes, SAMPLES)
     stride_k = (num_codes // samples).to(tl.int64) * stride_k
@@ -43,7 +43,7 @@ def centre_and_scale(
         total += tl.sum(value, axis=0)
     mean = total / samples.to(tl.float32)
     mean = tl.where(tl.abs(mean) < float("inf"), mean, 0.0)  # false for a NaN too
-    tl.store(centre + column, mean, mask=column < D)
+    tl.store(center + column, mean, mask=column < D)
 
     spread = tl.zeros([ROWS], tl.float32)
     for start in range(0, samples, ROWS):
@@ -65,14 +65,14 @@ def centre_and_scale(
 @triton.jit(do_not_specialize=["num_states", "num_groups", "num_codes"])
 def prepare(
     codebook, codebook_stride_g, codebook_stride_k, codebook_stride_d,
-    centre, scale, limit, found, unsettled, key, num_states, num_groups, num_codes,
+    center, scale, limit, found, unsettled, key, num_states, num_groups, num_codes,
     D: tl.constexpr, PADDED_D: tl.constexpr, ROWS: tl.constexpr, SAMPLES: tl.constexpr, STATES: tl.constexpr,
 ):  # fmt: skip
-    """Program p prepares STATES queries, and group p if there is one: centre float32 [G, D], scale float32 [G]."""
+    """Program p prepares STATES queries, and group p if there is one: center float32 [G, D], scale float32 [G]."""
     pid = tl.program_id(0).to(tl.int64)
-    initialise_state(limit, found, unsettled, key, pid * STATES, num_states, STATES)
+    initialize_state(limit, found, unsettled, key, pid * STATES, num_states, STATES)
     if pid < num_groups:
-        centre_and_scale(
-            codebook + pid * codebook_stride_g, codebook_stride_k, codebook_stride_d, centre + pid * D, scale + pid,
+        center_and_scale(
+            codebook + pid * codebook_stride_g, codebook_stride_k, codebook_stride_d, center + pid * D, scale + pid,
             num_codes, D, PADDED_D, ROWS, SAMPLES,
         )  # fmt: skip

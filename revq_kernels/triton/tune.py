@@ -32,7 +32,7 @@ SHAPES = (
 
 
 def candidates(form: str, d: int, arch: str) -> Iterator[FirstPassConfig]:
-    """The analytic default, and its neighbours in every block size."""
+    """The analytic default, and its neighbors in every block size."""
     default = default_first_pass(form, d, arch)
     yield default
     a, b, c, e = default.lanes

@@ -59,13 +59,13 @@ def check_training(module: nn.Module, method: str, inputs: Inputs, steps: int, l
     for wrap, patch in ((plain_copy, False), (plain_copy, True), (in_double, False)):
         twin = wrap(module).train()
         parameters = list(twin.parameters())
-        optimiser = torch.optim.SGD(parameters, lr=lr) if parameters else None
+        optimizer = torch.optim.SGD(parameters, lr=lr) if parameters else None
         with patched(twin, verify=False) if patch else Doubles() if wrap is in_double else torch.enable_grad():
             for call in calls:
                 run(twin, doubled_call(call) if wrap is in_double else call)  # leaves the gradients on the parameters
-                if optimiser is not None:
-                    optimiser.step()
-                    optimiser.zero_grad()
+                if optimizer is not None:
+                    optimizer.step()
+                    optimizer.zero_grad()
         runs.append(dict(twin.state_dict()))
     original, fast, truth = runs
     assert compare(fast, original, truth) is None, compare(fast, original, truth)

@@ -124,10 +124,10 @@ def test_averaged_codebook_under_autocast():
     check_call(module, call, training=True, autocast=True)
 
 
-@pytest.mark.parametrize("initialised", [True, False])
-def test_averaged_codebook_without_a_matrix(initialised):
+@pytest.mark.parametrize("initialized", [True, False])
+def test_averaged_codebook_without_a_matrix(initialized):
     """Neither distances, nor one-hot rows, nor k-means' differences."""
-    check_memory(build_averaged(kmeans_init=not initialised), Call("forward", (normal(0, 4, 64, D),)), pairs=256 * 64)
+    check_memory(build_averaged(kmeans_init=not initialized), Call("forward", (normal(0, 4, 64, D),)), pairs=256 * 64)
 
 
 def test_first_batch_draws_the_same_codes():
@@ -308,7 +308,7 @@ CHANGED = {
     ),
     "other average": (lambda: build_averaged(kmeans_init=False), {"forward": scaled_average}, "state: embed"),
     "no k-means": (lambda: build_averaged(), {"init_embed_": lambda self, data: None}, "no function 'kmeans'"),
-    "no normalisation": (
+    "no normalization": (
         build_dac,
         {
             "decode_latents": lambda self, hidden_states: (

@@ -63,7 +63,7 @@ TRAINED = {
     "k-means of two heads, cosine": (vq, SEPARATE | {"kmeans_init": True, "use_cosine_sim": True}, sequence),
     "learned, dead codes": (vq, LEARNED | {"threshold_ema_dead_code": 2}, sequence),
     "straight-through, image": (vq, {"rotation_trick": False, "accept_image_fmap": True}, image),
-    "optimised in place": (
+    "optimized in place": (
         vq,
         LEARNED | {"in_place_codebook_optimizer": partial(torch.optim.SGD, lr=0.1)},
         sequence,

@@ -44,9 +44,9 @@ def test_remapped_indices_map_back():
         assert (mapped[~known] == len(USED)).all()
 
 
-@pytest.mark.parametrize("normalised", [True, False])
-def test_ibq(normalised):
-    assert check_quantizer(lambda: build(ibq.VectorQuantizer2, l2_normalize=normalised), images) > 0
+@pytest.mark.parametrize("normalized", [True, False])
+def test_ibq(normalized):
+    assert check_quantizer(lambda: build(ibq.VectorQuantizer2, l2_normalize=normalized), images) > 0
 
 
 @pytest.mark.parametrize("kind, inputs", [(simvq.SimVQ, images), (simvq.SimVQ1D, sequences)])

@@ -14,19 +14,19 @@ def build(kind=TITOK, **options):
     return trained(kind(CODES, DIM, 0.3, **options))
 
 
-@pytest.mark.parametrize("normalised", [True, False])
-def test_titok(normalised):
-    assert check_quantizer(lambda: build(use_l2_norm=normalised), images) > 0
+@pytest.mark.parametrize("normalized", [True, False])
+def test_titok(normalized):
+    assert check_quantizer(lambda: build(use_l2_norm=normalized), images) > 0
 
 
-@pytest.mark.parametrize("normalised", [True, False])
-def test_titok_moves_unused_codes(normalised):
-    check_quantizer(lambda: build(use_l2_norm=normalised, clustering_vq=True), images)
+@pytest.mark.parametrize("normalized", [True, False])
+def test_titok_moves_unused_codes(normalized):
+    check_quantizer(lambda: build(use_l2_norm=normalized, clustering_vq=True), images)
 
 
-@pytest.mark.parametrize("normalised", [True, False])
-def test_maskbit(normalised):
-    assert check_quantizer(lambda: build(MASKBIT, use_l2_normalisation=normalised), images) > 0
+@pytest.mark.parametrize("normalized", [True, False])
+def test_maskbit(normalized):
+    assert check_quantizer(lambda: build(MASKBIT, use_l2_normalization=normalized), images) > 0
 
 
 def test_maskbit_trains_with_its_own_entropy_loss():
@@ -51,7 +51,7 @@ def test_maskgit():
     [
         (build(), Call("forward", images(0))),
         (build(use_l2_norm=True), Call("forward", images(0))),
-        (build(MASKBIT, use_l2_normalisation=True), Call("forward", images(0))),
+        (build(MASKBIT, use_l2_normalization=True), Call("forward", images(0))),
         (build(MASKGIT), Call("forward", with_loss(0))),
         (build(MASKGIT), Call("get_code", images(0))),
         (build(clustering_vq=True), Call("forward", images(0))),

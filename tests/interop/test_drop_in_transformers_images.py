@@ -109,12 +109,12 @@ def test_a_changed_version_is_left():
     def other_parameter(self, hidden_state, mask=None):
         return EMU3.forward(self, hidden_state)
 
-    def not_normalised(self, hidden_state):
+    def not_normalized(self, hidden_state):
         return CHAMELEON.forward(self, hidden_state)
 
     assert "result[1] is off" in note_of(build(as_if(CHAMELEON, forward=other_beta)))
     assert "takes (hidden_state, mask)" in note_of(build(as_if(EMU3, forward=other_parameter)))
-    assert "differ" in note_of(build(as_if(GLM_IMAGE, forward=not_normalised)))
+    assert "differ" in note_of(build(as_if(GLM_IMAGE, forward=not_normalized)))
     renamed = build(EMU3)
     renamed.codebook = renamed._modules.pop("embedding")
     assert "no attribute 'embedding'" in note_of(renamed)

@@ -55,7 +55,7 @@ def test_diffusers_without(context):
 
 
 def test_diffusers_where_the_original_is_wrong():
-    module, z = quantizer(1e-3), 10 * torch.randn(2, 8, 16, 16)  # about as small as diffusers initialises them
+    module, z = quantizer(1e-3), 10 * torch.randn(2, 8, 16, 16)  # about as small as diffusers initializes them
     expected = outputs(module, z)
     with revq.fast_distances():
         got = outputs(module, z)

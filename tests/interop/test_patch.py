@@ -233,14 +233,14 @@ def test_patching_changes_neither_state_nor_random_numbers():
 def test_like_is_another_module_with_the_same_tensors():
     module = build()
     model = nn.Sequential(nn.Linear(DIM, DIM), module)
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     model[1] = twin = revq.like(module)
     assert type(module) is ToyQuantizer and twin.embedding.weight is module.embedding.weight
     assert twin.usage is module.usage and twin.embedding is not module.embedding
     before = module.embedding.weight.clone()
     model(inputs(0)[0])[1].backward()
-    optimiser.step()
-    assert not torch.equal(before, module.embedding.weight), "the optimiser holds the same parameter"
+    optimizer.step()
+    assert not torch.equal(before, module.embedding.weight), "the optimizer holds the same parameter"
     twin.eval()
     assert module.training, "modes are each module's own"
     twin.register_forward_hook(lambda *_: None)

@@ -97,16 +97,16 @@ class Pass(NamedTuple):
     """|x_h - c_h|^2 in float64."""
 
 
-def centred(value: NDArray[np.float32], centre: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
-    """(value - centre) * scale, rounded twice."""
-    return (value - centre) * F32(scale)
+def centerd(value: NDArray[np.float32], center: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
+    """(value - center) * scale, rounded twice."""
+    return (value - center) * F32(scale)
 
 
 def first_pass(
     x: NDArray[np.float32], codes: NDArray[np.float32], form: str, parts: int, total: Array, rounding: Rounding,
     norm_in_slots: bool = True,
 ) -> Pass:  # fmt: skip
-    """Scores of centred, scaled x ``[..., d]`` against codes ``[..., K, d]``; ``total`` is T ``[...]``."""
+    """Scores of centerd, scaled x ``[..., d]`` against codes ``[..., K, d]``; ``total`` is T ``[...]``."""
     x = x[..., None, :]
     total = np.asarray(total, F32)[..., None]
     x_high, c_high = (x, codes) if form == "fma" else (half(x), half(codes))
@@ -186,13 +186,13 @@ class Verdict(NamedTuple):
 
 def judge(
     x: NDArray[np.float32], codes: NDArray[np.float32], bound: proven.Certificate, form: str, parts: int,
-    rounding: Rounding, *, centre: Array | float = 0.0, scale: float = 1.0, spread: Array | float = 1.0,
+    rounding: Rounding, *, center: Array | float = 0.0, scale: float = 1.0, spread: Array | float = 1.0,
     id_bits: int = 8, norm_in_slots: bool = True,
 ) -> Verdict:  # fmt: skip
     """One program over x ``[..., d]`` and codes ``[..., K, d]`` whose farthest query has ``spread`` times the a2."""
     d = x.shape[-1]
-    centre = np.broadcast_to(np.asarray(centre, F32), (d,))
-    near_x, near_codes = centred(x, centre, scale), centred(codes, centre, scale)
+    center = np.broadcast_to(np.asarray(center, F32), (d,))
+    near_x, near_codes = centerd(x, center, scale), centerd(codes, center, scale)
     plain = first_pass(near_x, near_codes[..., :1, :], form, parts, np.ones(x.shape[:-1]), ROUNDINGS[8])
     total = total_of((plain.a2 * spread).astype(F32))
     result = first_pass(near_x, near_codes, form, parts, total, rounding, norm_in_slots)

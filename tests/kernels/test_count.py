@@ -63,10 +63,10 @@ def test_counts_of_many_rows_in_one_group_for_any_thread_count():
 @pytest.mark.parametrize(
     ("rows", "groups", "num_codes", "d"),
     [(600, 1, 20000, 8), (5, 203, 30, 3), (20, 203, 600, 4), (600, 37, 30, 3), (3, 5, 10, 2)],
-    ids=["split-codes", "neighbours", "neighbours-first-pass", "blocks", "fewer-groups-than-threads"],
+    ids=["split-codes", "neighbors", "neighbors-first-pass", "blocks", "fewer-groups-than-threads"],
 )
 def test_a_search_split_over_threads_counts_every_query_once(rows, groups, num_codes, d):
-    """Codes split over threads; threads that take one group, or several neighbours, at a time; blocks of queries."""
+    """Codes split over threads; threads that take one group, or several neighbors, at a time; blocks of queries."""
     x, codebook = torch.randn(rows, groups, d), torch.randn(groups, num_codes, d)
     expected, place = contract_index(x, codebook), torch.arange(groups)
     chosen = torch.zeros(groups, num_codes, dtype=torch.int64).index_put_(

@@ -54,7 +54,7 @@ def powers_of_two(rng, n, k, d):
     return values(n), values(k)
 
 
-def cancelling(rng, n, k, d):
+def canceling(rng, n, k, d):
     """x'.c' is a small sum of large products."""
     x, codes = rng.standard_normal((n, d)), rng.standard_normal((k, d))
     half = d // 2
@@ -89,7 +89,7 @@ def opposite(rng, n, k, d):
     return x, codes
 
 
-ATTACKS = [random_exponents, near_ties, powers_of_two, cancelling, swamped]
+ATTACKS = [random_exponents, near_ties, powers_of_two, canceling, swamped]
 
 
 def smallest_margin(clone: tuple[int, bool], attack, seed: int, certificate_scale: float = 1.0) -> float:
@@ -102,13 +102,13 @@ def smallest_margin(clone: tuple[int, bool], attack, seed: int, certificate_scal
         x, codes = attack(rng, 12, 32, d)
         scale = 2.0 ** rng.integers(-40, 40)
         x, codes = (scale * x).astype(np.float32), (scale * codes).astype(np.float32)
-        centre = np.zeros(d, np.float32) if trial % 2 else codes[:8].mean(0)
+        center = np.zeros(d, np.float32) if trial % 2 else codes[:8].mean(0)
         with np.errstate(all="ignore"):
             distance = contract_distance(x, codes)
         longest = 0.0 if not rounded else LONGEST if trial % 3 else dev.MAX_SCALED
-        tight = dev.margins(isa, x, codes, centre, distance, certificate_scale, longest)
-        whole = dev.margins(isa, x, codes, centre, distance, 1.0, longest)
-        none = dev.margins(isa, x, codes, centre, distance, 0.0, longest)  # the share of underflow, or of halves, alone
+        tight = dev.margins(isa, x, codes, center, distance, certificate_scale, longest)
+        whole = dev.margins(isa, x, codes, center, distance, 1.0, longest)
+        none = dev.margins(isa, x, codes, center, distance, 0.0, longest)  # the share of underflow, or of halves, alone
         covered = np.isfinite(whole)
         slack = whole[covered] - none[covered]
         least = min(least, float((tight[covered][slack > 0] / slack[slack > 0]).min(initial=np.inf)))
@@ -144,8 +144,8 @@ def test_without_the_slack_the_index_is_wrong(clone):
         x, codes = (array.astype(np.float32) for array in near_ties(rng, 24, num_codes, d))
         expected = contract_distance(x, codes).argmin(1)
         for scale in wrong:
-            centre = codes.mean(0) if rounded else np.zeros(d, np.float32)
-            index, _, _, whole = dev.search(isa, x, codes, centre, certificate_scale=scale, rounded=rounded)
+            center = codes.mean(0) if rounded else np.zeros(d, np.float32)
+            index, _, _, whole = dev.search(isa, x, codes, center, certificate_scale=scale, rounded=rounded)
             wrong[scale] += int((index != expected).sum())
             settled += whole
     assert wrong[1.0] == 0 < wrong[0.0]

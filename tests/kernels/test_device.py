@@ -41,10 +41,10 @@ def test_auto_takes_the_kernels():
     assert choice.implementation == "triton"
 
 
-def step(module: FastChannelVQ, optimiser: torch.optim.Optimizer, x: torch.Tensor) -> None:
-    optimiser.zero_grad(set_to_none=False)
+def step(module: FastChannelVQ, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> None:
+    optimizer.zero_grad(set_to_none=False)
     module(x).loss.backward()
-    optimiser.step()
+    optimizer.step()
 
 
 @pytest.mark.parametrize("how", ["compiled", "captured"])

@@ -39,17 +39,17 @@ def test_no_gradient_for_the_codes_and_none_moves_in_eval():
 
 
 def test_codes_reach_the_means_of_their_clusters():
-    centres = torch.tensor([[5.0, 0], [-5, 0], [0, 5]])
+    centers = torch.tensor([[5.0, 0], [-5, 0], [0, 5]])
     vq = FastChannelVQ(3, 2, update=EMAUpdate(decay=0.5))
     with torch.no_grad():
-        vq.codebook[0] = centres + 1
+        vq.codebook[0] = centers + 1
     vq.update.restart_(vq.codebook, torch.ones(1, 3).bool())
     for _ in range(30):
-        vq(centres.repeat(10, 1)[None])
-    torch.testing.assert_close(vq.codebook[0], centres, rtol=1e-3, atol=1e-3)
+        vq(centers.repeat(10, 1)[None])
+    torch.testing.assert_close(vq.codebook[0], centers, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("move", ["reset", "initialise"])
+@pytest.mark.parametrize("move", ["reset", "initialize"])
 def test_moved_codes_stay_moved(move):
     """A stale average would put them back in the same step."""
     vq = FastChannelVQ(6, 2, update=EMAUpdate(decay=0.9))
@@ -62,7 +62,7 @@ def test_moved_codes_stay_moved(move):
     if move == "reset":
         assert vq.reset_(noise=0.0)[0, 3:].all()
     else:
-        vq.initialise_(x)
+        vq.initialize_(x)
     torch.testing.assert_close(vq.update.embed_sum[0, 3:], vq.codebook[0, 3:])
     assert (vq.update.cluster_size[0, 3:] == 1).all()
     vq(x)

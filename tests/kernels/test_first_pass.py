@@ -19,13 +19,13 @@ PROBLEMS = [p for p in problems() if p.x.numel() > 0]
 
 
 def counted_search(
-    clone: tuple[int, bool], x: torch.Tensor, codes: torch.Tensor, centre: torch.Tensor | None = None, tiles: int = 0
+    clone: tuple[int, bool], x: torch.Tensor, codes: torch.Tensor, center: torch.Tensor | None = None, tiles: int = 0
 ):
     """x ``[n, d]``, codes ``[K, d]`` -> (indices, candidate cells, and queries times runs of codes that took D over
     all codes, and that whole numbers settled)."""
-    centre = codes.float().mean(0).nan_to_num(0.0, 0.0, 0.0) if centre is None else centre
+    center = codes.float().mean(0).nan_to_num(0.0, 0.0, 0.0) if center is None else center
     isa, rounded = clone
-    arrays = (x.float().numpy(), codes.float().numpy(), centre.numpy())
+    arrays = (x.float().numpy(), codes.float().numpy(), center.numpy())
     index, *counters = dev.search(isa, *arrays, tiles=tiles, rounded=rounded)
     return torch.from_numpy(index), *counters
 
@@ -95,8 +95,8 @@ def test_an_offset_changes_no_path(clone, offset):
     assert torch.equal(index, contract_index(x[:, None], codes[None])[:, 0])
     assert searched == 0
     assert cells <= 4 * 256
-    _, cells_off_centre, searched = search(clone, x, codes, centre=torch.zeros(8))
-    assert cells_off_centre + 256 * searched > cells or offset < 100  # the centre is what does it
+    _, cells_off_center, searched = search(clone, x, codes, center=torch.zeros(8))
+    assert cells_off_center + 256 * searched > cells or offset < 100  # the center is what does it
 
 
 @pytest.mark.parametrize("clone", CLONES, ids=str)
@@ -119,7 +119,7 @@ def test_what_no_bound_can_settle_is_searched(clone):
     assert searched(x * 1e-22, codes * 1e-22) == 60  # distances that underflow are all equal
     assert searched(x * 1e18, codes * 1e18) == 60
     assert searched(x, codes * 1e30) == 60
-    index, _, count = search(clone, x, codes * 1e30, centre=torch.zeros(4))  # queries in range, no code
+    index, _, count = search(clone, x, codes * 1e30, center=torch.zeros(4))  # queries in range, no code
     assert torch.equal(index, contract_index(x[:, None], codes[None] * 1e30)[:, 0])
     assert count == 60
     outlier = codes.clone()
@@ -143,7 +143,7 @@ def test_when_whole_numbers_are_used(isa, d):
         return rounded
 
     x, codes = torch.randn(300, d), torch.randn(4096, d)
-    centre = torch.zeros(d)
+    center = torch.zeros(d)
     assert settled_by_whole_numbers(x, codes) >= 300
     assert settled_by_whole_numbers(1e-9 * x, 1e-9 * codes) >= 300
     assert settled_by_whole_numbers(x[:23], codes) == 0
@@ -151,7 +151,7 @@ def test_when_whole_numbers_are_used(isa, d):
     for far in (x, codes):
         before = far[77].clone()
         far[77] = 1e5
-        assert settled_by_whole_numbers(x, codes, centre=centre) == 0
+        assert settled_by_whole_numbers(x, codes, center=center) == 0
         far[77] = before
     assert settled_by_whole_numbers(x, codes) >= 300
 
@@ -161,14 +161,14 @@ def test_the_scale_follows_blocks_and_runs(isa):
     """Not the last block's queries, nor a scale too large for the next run: either would be found poor, and given up."""
     codes = torch.randn(417, 31)
     x = codes[torch.randint(417, (1040,))] + 1e-3 * torch.randn(1040, 31)
-    index, _, _, rounded = counted_search((isa, True), x, codes, centre=torch.zeros(31), tiles=1)
+    index, _, _, rounded = counted_search((isa, True), x, codes, center=torch.zeros(31), tiles=1)
     assert torch.equal(index, contract_index(x[:, None], codes[None])[:, 0])
     assert rounded > 1040
     assert rounded % 1040 == 0  # all queries in all runs
     codes = torch.nn.functional.normalize(torch.randn(2000, 4), dim=1)
     codes[:1000] *= 0.01
     x = 0.009 * torch.randn(30, 4)
-    index, _, _, rounded = counted_search((isa, True), x, codes, centre=torch.zeros(4), tiles=1)
+    index, _, _, rounded = counted_search((isa, True), x, codes, center=torch.zeros(4), tiles=1)
     assert torch.equal(index, contract_index(x[:, None], codes[None])[:, 0])
     assert rounded >= 30 * 4
     assert rounded == 30 * {1: -(-2000 // 64), 3: -(-2000 // 128)}[isa]
@@ -181,7 +181,7 @@ def test_runs_of_codes_of_very_different_lengths(clone, d):
     codes = torch.randn(2100, d) * 100.0 ** torch.linspace(2, -2, 2100)[:, None]
     for x in (torch.randn(50, d), 0.01 * torch.randn(50, d), codes[::42] * 1.1):
         for order in (codes, codes.flip(0)):
-            index, _, _ = search(clone, x, order.contiguous(), centre=torch.zeros(d), tiles=1)
+            index, _, _ = search(clone, x, order.contiguous(), center=torch.zeros(d), tiles=1)
             assert torch.equal(index, contract_index(x[:, None], order[None])[:, 0])
 
 

@@ -150,11 +150,11 @@ def test_the_nearest_is_never_lost(form, parts, d):
             assert not judge(x, codes, bound, form, parts, rounding, spread=1.3).excluded.any()
         x, codes = midpoints(random, d, 300 // d + 20)
         assert not judge(x, codes, bound, form, parts, rounding, id_bits=0).excluded.any()
-        x, codes = gaussian(random, d, trials, 64)  # off centre, and at scales where D or the difference underflows
+        x, codes = gaussian(random, d, trials, 64)  # off center, and at scales where D or the difference underflows
         for scale, offset in ((1.0, 1e3), (2.0**60, 0.0), (2.0**75, 0.0), (2.0**-40, 0.0), (4.0, 5.0)):
             moved_x, moved = ((value / scale + offset).astype(np.float32) for value in (x, codes))
-            centre = np.float32(offset + 1 / scale)
-            verdict = judge(moved_x, moved, bound, form, parts, rounding, centre=centre, scale=scale)
+            center = np.float32(offset + 1 / scale)
+            verdict = judge(moved_x, moved, bound, form, parts, rounding, center=center, scale=scale)
             assert not verdict.excluded.any()
 
 

@@ -58,11 +58,11 @@ def test_gradient_bits_do_not_depend_on_threads_and_implementation():
     assert all(torch.equal(gradients[0], other) for other in gradients[1:])
 
 
-@pytest.mark.parametrize("favourite", [0, 250, 499])
-def test_gradient_bits_with_one_favourite_code(favourite):
+@pytest.mark.parametrize("favorite", [0, 250, 499])
+def test_gradient_bits_with_one_favorite_code(favorite):
     """Threads' shares are cut by how often codes were chosen; the sums are not."""
     indices, grad = torch.randint(0, 500, (9000, 1)), torch.randn(9000, 1, 5)
-    indices[torch.rand(9000, 1) < 0.9] = favourite
+    indices[torch.rand(9000, 1) < 0.9] = favorite
     expected = torch.ops.revq.codebook_grad.reference(grad, indices, 500)
     before = torch.get_num_threads()
     try:

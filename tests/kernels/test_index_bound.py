@@ -13,7 +13,7 @@ from revq_kernels import native
 pytestmark = pytest.mark.skipif(native.load() is not None, reason=f"native: {native.load()}")
 dev = pytest.importorskip("revq_kernels._dev", reason="the tests' window is built with REVQ_DEV=1")
 DIMS = (1, 2, 3, 4, 5, 8, 16, 31, 64)
-KINDS = ("normal", "exponents", "cancelling", "powers", "denormal", "overflow")
+KINDS = ("normal", "exponents", "canceling", "powers", "denormal", "overflow")
 
 
 def attack(kind, d, rng):
@@ -21,7 +21,7 @@ def attack(kind, d, rng):
     x, codes = rng.standard_normal((200, d)), rng.standard_normal((16, 16, d))
     if kind == "exponents":
         x, codes = (values * 2.0 ** rng.integers(-20, 20, values.shape) for values in (x, codes))
-    if kind == "cancelling":
+    if kind == "canceling":
         codes = x[:16, None] * (1 + codes * 2.0 ** rng.integers(-24, -8, codes.shape))
         x = np.repeat(x[:16], 13, axis=0)[:200] * (1 + rng.integers(-1, 2, (200, d)) * 2.0**-23)
     if kind == "powers":
@@ -75,7 +75,7 @@ def test_bound_is_at_most_d(kind, d, isa):
 def test_the_attack_has_teeth(wrong):
     caught = 0
     rng = np.random.default_rng(0)
-    for kind in ("normal", "exponents", "cancelling", "powers"):
+    for kind in ("normal", "exponents", "canceling", "powers"):
         x, codes = attack(kind, 8, rng)
         boxes, codes = boxes_of(codes, narrow=True)
         away, distance = outside(x, boxes), contract_distance(x, codes)[..., 0]

@@ -41,7 +41,7 @@ def test_wrong_arguments():
     for call, message in (
         (lambda: FastChannelVQ(8, 4, codes=codes(), update=EMAUpdate()), r"codes: expected None beside update"),
         (lambda: FastChannelVQ(8, 4, codes=codes()).reset_(), r"codes: expected None for a codebook to move"),
-        (lambda: FastChannelVQ(8, 4, codes=codes()).initialise_(torch.randn(1, 9, 4)), r"codes: expected None for"),
+        (lambda: FastChannelVQ(8, 4, codes=codes()).initialize_(torch.randn(1, 9, 4)), r"codes: expected None for"),
         (
             lambda: FastChannelVQ(9, 4, codes=codes())(torch.randn(1, 9, 4)),
             r"codes: expected .*\(1, 9, 4\), got \(1, 8, 4\)",

@@ -65,12 +65,12 @@ def test_nothing_left():
     assert out.loss == 0 and torch.equal(out.quantized, x) and (x.grad == 0).all()
 
 
-def test_initialisation_draws_what_counts():
+def test_initialization_draws_what_counts():
     vq, x = FastChannelVQ(6, 4), torch.randn(3, 5, 4)
-    vq.initialise_(x, mask=MASK)
+    vq.initialize_(x, mask=MASK)
     assert {tuple(row.tolist()) for row in vq.codebook[0]} == {tuple(row.tolist()) for row in x[MASK]}
     with pytest.raises(ValueError, match=r"x: expected at least num_codes=6 vectors .* got 5"):
-        vq.initialise_(x, lengths=torch.tensor([5, 0, 0]))
+        vq.initialize_(x, lengths=torch.tensor([5, 0, 0]))
 
 
 @pytest.mark.parametrize(

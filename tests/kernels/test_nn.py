@@ -82,27 +82,27 @@ def test_counts_in_training_mode_only():
         assert torch.equal(vq.count[g], torch.bincount(indices[:, g::3].reshape(-1), minlength=5))
 
 
-def test_utilisation_and_perplexity_per_group():
+def test_utilization_and_perplexity_per_group():
     vq = FastChannelVQ(4, 2, num_groups=3)
     vq.count.copy_(torch.tensor([[1, 1, 1, 1], [8, 0, 0, 0], [0, 0, 0, 0]]))
-    assert vq.utilisation.tolist() == [1.0, 0.25, 0.0]
+    assert vq.utilization.tolist() == [1.0, 0.25, 0.0]
     assert vq.perplexity[:2].tolist() == [4.0, 1.0]
     assert vq.perplexity[2].isnan()
 
 
-def test_initialisation_draws_each_vector_once():
+def test_initialization_draws_each_vector_once():
     vq = FastChannelVQ(20, 1, num_groups=2)
     x = torch.arange(60.0).reshape(3, 20, 1)
-    vq.initialise_(x, generator=torch.Generator().manual_seed(1))
+    vq.initialize_(x, generator=torch.Generator().manual_seed(1))
     for g in range(2):
         values = vq.codebook[g, :, 0].tolist()
         assert len(set(values)) == 20
         assert set(values) <= set(x[:, g::2].reshape(-1).tolist())
     first = vq.codebook.clone()
-    vq.initialise_(x, generator=torch.Generator().manual_seed(1))
+    vq.initialize_(x, generator=torch.Generator().manual_seed(1))
     assert torch.equal(first, vq.codebook)
     with pytest.raises(ValueError, match=r"x: expected at least num_codes=20 vectors per group to draw from, got 10"):
-        vq.initialise_(x[:1])
+        vq.initialize_(x[:1])
 
 
 def test_empty_batch():

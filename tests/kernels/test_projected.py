@@ -61,9 +61,9 @@ def test_the_return_format_is_the_quantizers():
     torch.testing.assert_close(commitment, codebook)
 
 
-def test_initialisation_sees_the_projected():
+def test_initialization_sees_the_projected():
     module, x = ProjectedVQ(6, FastChannelVQ(5, 3)), torch.randn(2, 4, 6)
-    module.initialise_(x)
+    module.initialize_(x)
     assert module.vq.codebook.shape == (1, 5, 3)
     rows = module.project_in(x).reshape(-1, 3)
     assert all((row == rows).all(1).any() for row in module.vq.codebook[0])

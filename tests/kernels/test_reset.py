@@ -70,25 +70,25 @@ def test_two_dimensional_toy_of_figure_8():
 
     def run(reset: bool) -> tuple[float, float]:
         generator = torch.Generator().manual_seed(0)
-        centres = torch.rand(16, 2, generator=generator) * 10 - 5
-        data = (centres[:, None] + 0.1 * torch.randn(16, 64, 2, generator=generator)).reshape(1, -1, 2)
+        centers = torch.rand(16, 2, generator=generator) * 10 - 5
+        data = (centers[:, None] + 0.1 * torch.randn(16, 64, 2, generator=generator)).reshape(1, -1, 2)
         vq = FastChannelVQ(16, 2, estimator="none", commitment=0.0)
         with torch.no_grad():
             vq.codebook.copy_(torch.tensor([9.0, 9.0]) + 0.1 * torch.randn(1, 16, 2, generator=generator))
-        optimiser = torch.optim.Adam(vq.parameters(), lr=0.2)
+        optimizer = torch.optim.Adam(vq.parameters(), lr=0.2)
         for epoch in range(40):
             vq.count.zero_()
             for _ in range(20):
-                optimiser.zero_grad()
+                optimizer.zero_grad()
                 vq(data).loss.backward()
-                optimiser.step()
+                optimizer.step()
             if reset and epoch < 35:
                 moved = vq.reset_(noise=0.1, generator=generator)
                 for key in ("exp_avg", "exp_avg_sq"):
-                    optimiser.state[vq.codebook][key][moved] = 0
+                    optimizer.state[vq.codebook][key][moved] = 0
         vq.count.zero_()
         error = vq(data).loss.item()
-        return vq.utilisation.item(), error
+        return vq.utilization.item(), error
 
     used_without, error_without = run(reset=False)
     used_with, error_with = run(reset=True)

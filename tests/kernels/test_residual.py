@@ -108,9 +108,9 @@ def test_groups_are_quantizers_of_parts_of_the_channels():
         assert torch.equal(out.indices.reshape(2, 5, 3, 2)[:, :, g], part.indices)
 
 
-def test_initialisation_goes_down_the_stages():
+def test_initialization_goes_down_the_stages():
     rvq, x = ResidualVQ(stages(layout="BCHW", split="last")), torch.randn(4, 4, 3, 3)
-    rvq.initialise_(x, iterations=3)
+    rvq.initialize_(x, iterations=3)
     out = rvq.eval()(x)
     errors = [(rvq.decode(out.indices[..., :n], (4, 3, 3)) - x).square().mean().item() for n in (1, 2, 3)]
     assert errors[0] < x.square().mean() and errors[2] < errors[1] < errors[0]

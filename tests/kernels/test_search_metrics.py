@@ -110,7 +110,7 @@ def test_the_module_by_each_metric(metric, training, dtype):
 
 
 @pytest.mark.parametrize("metric", ["cosine", "cosine_lookup"])
-def test_gradients_pass_the_normalisation(metric):
+def test_gradients_pass_the_normalization(metric):
     vq = FastChannelVQ(7, 3, metric=metric)
     x, weight = torch.randn(2, 9, 3, requires_grad=True), torch.randn(2, 9, 3)
     out = vq(x)

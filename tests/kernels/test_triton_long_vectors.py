@@ -36,7 +36,7 @@ def run(x: Tensor, codebook: Tensor, parts: int = 1, **changes) -> tuple[Tensor,
     direct, size = DirectConfig(), 1 << (d - 1).bit_length()
     sizes = (rows.count, num_groups, num_codes)
     prepare[(max(num_groups, -(-rows.count * num_groups // 1024)),)](
-        codebook, *codebook.stride(), state.centre, state.scale, state.limit, state.found, state.unsettled, state.key,
+        codebook, *codebook.stride(), state.center, state.scale, state.limit, state.found, state.unsettled, state.key,
         rows.count * num_groups, num_groups, num_codes,
         D=d, PADDED_D=size, ROWS=max(1, min(32, 2048 // size)), SAMPLES=SAMPLES, STATES=1024,
     )  # fmt: skip
@@ -154,15 +154,15 @@ def test_packed_rows():
     x, codebook = gaussian(5, 1, num_codes, d)
     codebook[0, 7, 3], codebook[0, 9, 1] = torch.nan, 1e9
     codebook[0, 11] = 2.0**-20
-    centre, scale, unsettled = torch.zeros(1, d), torch.ones(1), torch.zeros(5, dtype=torch.int32)
+    center, scale, unsettled = torch.zeros(1, d), torch.ones(1), torch.zeros(5, dtype=torch.int32)
     codes, queries = Packed.empty(1, 48, d, 3, x.device), Packed.empty(1, 16, d, 3, x.device)
     shape = {"D": d, "PADDED_D": 32, "PITCH": pitch(d), "ROWS": 16, "PARTS": 3}
     pack_codes[(3, 1)](
-        codebook, *codebook.stride(), centre, scale, codes.high, codes.low, codes.norm, 0, 0, num_codes, 48, **shape
+        codebook, *codebook.stride(), center, scale, codes.high, codes.low, codes.norm, 0, 0, num_codes, 48, **shape
     )
     x[2, 0, 1] = 1e4
     pack_queries[(1, 1)](
-        x, 5, 0, d, d, 1, centre, scale, queries.high, queries.low, queries.norm, queries.error, unsettled,
+        x, 5, 0, d, d, 1, center, scale, queries.high, queries.low, queries.norm, queries.error, unsettled,
         0, 5, 1, 16, **shape,
     )  # fmt: skip
     far = 256 * FAR.value

@@ -140,7 +140,7 @@ def test_train_again_continues_and_refuses_another_run(made, capsys):
 def test_info(made, capsys):
     expected = {
         "photos/../latents": ("36 of (C, h, w) = (4, 8, 8), float32", "4 random crops each", f"{IMAGE_SIZE} px"),
-        "run/model": ("T = 16", "K = 8", "d = 16", "48", "utilisation", "mlp, width 64", f"{IMAGE_SIZE} px"),
+        "run/model": ("T = 16", "K = 8", "d = 16", "48", "utilization", "mlp, width 64", f"{IMAGE_SIZE} px"),
         "run": ("after 2 of 2 epochs", "T = 16"),
         "tokens": ("T = 16", "K = 8", "3 per token, 48 per sample"),
         "vae": ("AutoencoderDC", "C = 4", "4 pixels per latent position"),

@@ -41,11 +41,11 @@ def test_every_photo_has_a_row_and_every_row_a_photo(sources):
     assert len(set(rows)) == len(rows)
 
 
-def test_every_row_names_an_author_and_a_free_licence(sources):
+def test_every_row_names_an_author_and_a_free_license(sources):
     for row in sources:
         assert row["author"].strip(), row["file"]
-        assert row["licence"].startswith(ALLOWED), row["file"]
-        assert row["licence_url"].startswith("https://creativecommons.org/"), row["file"]
+        assert row["license"].startswith(ALLOWED), row["file"]
+        assert row["license_url"].startswith("https://creativecommons.org/"), row["file"]
         assert row["package"], row["file"]
         assert row["path"], row["file"]
         assert row["changes"], row["file"]
@@ -106,6 +106,6 @@ def test_psnr_and_latents_are_as_the_card_says(vae):
     assert math.isclose(psnr, recorded["final"]["psnr_128"], abs_tol=0.05)
     assert recorded["final"]["psnr_128"] >= recorded["pca_start"]["psnr_128"] + 0.4
     assert f"{recorded['final']['psnr_128']:.2f}" in (vae_folder() / "README.md").read_text()
-    # A quantiser is trained on these numbers one by one: none of the 2,048 may stand still.
+    # A quantizer is trained on these numbers one by one: none of the 2,048 may stand still.
     spread = latents.std(0)
     assert spread.min() > 0.1 * spread.median()

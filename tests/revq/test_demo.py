@@ -50,9 +50,9 @@ def test_demo(tmp_path, parts, capsys):
     store, held_out = LatentStore(out / "latents" / "train"), LatentStore(out / "latents" / "held_out")
     assert (len(store), store.plan.crops, len(held_out)) == (108, 9, 11)  # 9 crops of 12 photos: at least 100
     tokenizer = revq.Tokenizer.from_pretrained(out / "model")
-    assert result.numbers["utilisation"] == code_use(tokenizer.model, store).utilisation
+    assert result.numbers["utilization"] == code_use(tokenizer.model, store).utilization
     errors = latent_errors(tokenizer.model, held_out)
-    assert result.numbers["latent_mse_quantised"] == pytest.approx(errors.quantised)
+    assert result.numbers["latent_mse_quantized"] == pytest.approx(errors.quantized)
     assert result.numbers["latent_mse_rectified"] == pytest.approx(errors.rectified)
     assert result.numbers["bits_per_image"] == 32 * 4
     assert set(result.numbers["seconds"]) == {"load the VAE", "encode", "train", "evaluate"}
@@ -61,10 +61,10 @@ def test_demo(tmp_path, parts, capsys):
 
     for text in (
         "VAE alone",
-        "quantised and rectified",
+        "quantized and rectified",
         "PSNR",
         "SSIM",
-        "utilisation",
+        "utilization",
         "perplexity",
         "bits per image",
         "seconds, train",
@@ -91,7 +91,7 @@ def test_demo_again_replaces_its_own_files_only(tmp_path, parts):
     first = demo(tmp_path, **few)
     (tmp_path / "notes.txt").write_text("mine")
     second = demo(tmp_path, **few)
-    for name in ("quality", "latent_mse_rectified", "utilisation", "perplexity"):
+    for name in ("quality", "latent_mse_rectified", "utilization", "perplexity"):
         assert first.numbers[name] == second.numbers[name]
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
@@ -109,7 +109,7 @@ def test_demo_fails_when_the_method_does(tmp_path, parts):
     quick = dataclasses.replace(run.train, epochs=1, init="normal", learning_rate=1e-9)
     result = demo(tmp_path, **{**parts, "config": dataclasses.replace(run, model=identity, train=quick)})
     assert len(result.failures) == 2
-    assert "lowers the held-out latent MSE by 0.00%" in result.failures[0] and "utilisation is" in result.failures[1]
+    assert "lowers the held-out latent MSE by 0.00%" in result.failures[0] and "utilization is" in result.failures[1]
 
 
 def test_shipped_parts(tmp_path, capsys):
@@ -130,7 +130,7 @@ def test_shipped_parts(tmp_path, capsys):
     result = demo(tmp_path, config=short, crops=48, photos=photos[:24], held_out=held_out[:4], progress=False)
     assert result.numbers["vae"] == "embedded" and result.numbers["num_tokens"] == 512
     quality = result.numbers["quality"]
-    assert quality["vae"]["psnr"] > quality["quantised"]["psnr"] > 10
+    assert quality["vae"]["psnr"] > quality["quantized"]["psnr"] > 10
     assert quality["vae"]["psnr"] > 20
     tokenizer = revq.Tokenizer.from_pretrained(tmp_path / "model")
     image = load_image(held_out[0])

@@ -28,7 +28,7 @@ def encode(photos, vae, out, **options):
     )
 
 
-def test_centre_crops(tmp_path, vae, photos):
+def test_center_crops(tmp_path, vae, photos):
     store = encode(photos, vae, tmp_path / "s")
     names = [f"photo-{number:02d}.png" for number in range(1, 7)] + ["sub/photo-00.png"]
     assert (store.shape, list(store.plan.sources)) == (LATENT_SHAPE, names)

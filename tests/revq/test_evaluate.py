@@ -8,7 +8,7 @@ from pipeline_case import random_store, tiny_run
 from tiny_vae import IMAGE_SIZE, save_photos, save_tiny_vae
 
 from revq.config import ModelConfig, RectifierConfig
-from revq.eval.evaluate import LatentErrors, code_use, image_quality, latent_errors, reconstruct, summarise_count
+from revq.eval.evaluate import LatentErrors, code_use, image_quality, latent_errors, reconstruct, summarize_count
 from revq.model.revq import ReVQ
 
 
@@ -38,26 +38,26 @@ def test_code_use(store, groups):
     entropy = [-sum(c / sum(book) * math.log(c / sum(book)) for c in book if c) for book in counts]
     before = model.quantizer.count.clone()
     use = code_use(model, store, batch_size=7)
-    assert use.utilisation == pytest.approx(sum(used) / G)
-    assert use.lowest_utilisation == pytest.approx(min(used))
+    assert use.utilization == pytest.approx(sum(used) / G)
+    assert use.lowest_utilization == pytest.approx(min(used))
     assert use.perplexity == pytest.approx(sum(map(math.exp, entropy)) / G)
     assert torch.equal(model.quantizer.count, before)
 
 
-def test_summarise_count():
-    even = summarise_count(torch.tensor([[5, 5, 5, 5], [7, 7, 0, 0]]))
+def test_summarize_count():
+    even = summarize_count(torch.tensor([[5, 5, 5, 5], [7, 7, 0, 0]]))
     assert even == pytest.approx((0.75, 0.5, 3.0))
-    assert summarise_count(torch.zeros(2, 3, dtype=torch.int64)).utilisation == 0
+    assert summarize_count(torch.zeros(2, 3, dtype=torch.int64)).utilization == 0
 
 
 def test_latent_errors(store):
     model = model_of().train()
     latents = store.rows(range(50))
     indices = model.encode_latents(latents)
-    quantised = model.decode_tokens(indices, rectify=False)
+    quantized = model.decode_tokens(indices, rectify=False)
     rectified = model.decode_tokens(indices)
     errors = latent_errors(model, store, batch_size=16)  # the last batch is smaller
-    assert errors.quantised == pytest.approx(float((quantised - latents).square().mean()), rel=1e-4)
+    assert errors.quantized == pytest.approx(float((quantized - latents).square().mean()), rel=1e-4)
     assert errors.rectified == pytest.approx(float((rectified - latents).square().mean()), rel=1e-4)
     assert model.training and int(model.quantizer.count.sum()) == 0
     assert LatentErrors(0.5, 0.4).gain == pytest.approx(0.2)
@@ -82,7 +82,7 @@ def test_reconstructions_and_quality(tmp_path):
     for picture, truth in zip(pictures, expected, strict=True):
         torch.testing.assert_close(picture, truth, rtol=1e-3, atol=1e-3)
     quality = image_quality(pictures)
-    assert list(quality) == ["vae", "quantised", "rectified"]
+    assert list(quality) == ["vae", "quantized", "rectified"]
     for name, picture in zip(quality, pictures[1:], strict=True):
         mse = ((picture - images) / 2).square().mean(dim=(1, 2, 3))
         assert quality[name].psnr == pytest.approx(float((-10 * mse.log10()).mean()), abs=1e-3)

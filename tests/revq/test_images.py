@@ -80,22 +80,22 @@ def test_center_crop_scales_the_short_side_and_keeps_the_aspect(size):
 
 def test_random_crops_are_squares_inside_the_image_of_every_size_and_both_hands():
     image, rng = gradient(120, 60), random.Random(0)
-    sides, mirrored, centres = [], 0, []
+    sides, mirrored, centers = [], 0, []
     for _ in range(200):
         crop = random_crop(image, 24, rng, min_scale=0.25)
         assert crop.size == (24, 24)
         picture = pixels(crop)
         across, down = (picture[:, -1, 0] - picture[:, 0, 0]).mean(), (picture[-1, :, 1] - picture[0, :, 1]).mean()
         mirrored += across < 0
-        scale = 24 / 23 / 255  # from the distance of the outer pixels' centres to the whole side
+        scale = 24 / 23 / 255  # from the distance of the outer pixels' centers to the whole side
         side_x, side_y = abs(across) * scale * 120, down * scale * 60
         assert side_x == pytest.approx(side_y, abs=3), "a crop is a square"
         sides.append(side_y / 60)
-        centres.append((picture[..., 0].mean() / 255, picture[..., 1].mean() / 255))
+        centers.append((picture[..., 0].mean() / 255, picture[..., 1].mean() / 255))
     assert 0.23 < min(sides) < 0.32
     assert 0.93 < max(sides) < 1.03
     assert 70 < mirrored < 130
-    spread = np.ptp(np.array(centres), axis=0)
+    spread = np.ptp(np.array(centers), axis=0)
     assert spread[0] > 0.7
     assert spread[1] > 0.5
 
@@ -134,13 +134,13 @@ def test_exif_orientation_is_applied(tmp_path):
 
 
 def test_other_modes_become_rgb(tmp_path):
-    Image.new("L", (4, 4), 77).save(tmp_path / "grey.png")
+    Image.new("L", (4, 4), 77).save(tmp_path / "gray.png")
     Image.new("RGBA", (4, 4), (1, 2, 3, 255)).save(tmp_path / "alpha.png")
-    Image.fromarray(np.full((4, 4), 257 * 200, dtype=np.uint16)).save(tmp_path / "grey16.png")
-    for name, colour in (("grey", [77] * 3), ("alpha", [1, 2, 3]), ("grey16", [200] * 3)):
+    Image.fromarray(np.full((4, 4), 257 * 200, dtype=np.uint16)).save(tmp_path / "gray16.png")
+    for name, color in (("gray", [77] * 3), ("alpha", [1, 2, 3]), ("gray16", [200] * 3)):
         image = load_image(tmp_path / f"{name}.png")
         assert image.mode == "RGB"
-        assert pixels(image)[0, 0].tolist() == colour
+        assert pixels(image)[0, 0].tolist() == color
 
 
 def test_bad_files_give_one_line(tmp_path):

@@ -30,7 +30,7 @@ def tiny_model(*, kind="cnn", form="residual", groups=None, split="channel", cod
     statistics = LatentStatistics()
     statistics.update(latents(64))
     model.normalizer.fit_(statistics)
-    with torch.no_grad():  # away from the identity, so that rectified and quantised latents differ
+    with torch.no_grad():  # away from the identity, so that rectified and quantized latents differ
         for parameter in model.rectifier.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.05)
     return model
@@ -59,7 +59,7 @@ def numpy_tokens(model, batch, split, groups):
 
 @pytest.mark.parametrize("split", ["channel", "space"])
 @pytest.mark.parametrize("groups", [32, 8, 1])
-def test_tokens_and_quantised_latents_equal_brute_force(split, groups):
+def test_tokens_and_quantized_latents_equal_brute_force(split, groups):
     model, batch = tiny_model(groups=groups, split=split).eval(), latents(5, seed=2)
     indices, quantized, loss = numpy_tokens(model, batch, split, groups)
     out = model(batch)
@@ -93,7 +93,7 @@ def gradients(joint, which):
 
 
 @pytest.mark.parametrize("joint", [False, True])
-def test_the_quantiser_loss_trains_the_codebook_alone(joint):
+def test_the_quantizer_loss_trains_the_codebook_alone(joint):
     codebook, rectifier = gradients(joint, "quantizer_loss")
     assert codebook.abs().sum() > 0
     assert all(gradient is None for gradient in rectifier)

@@ -1,4 +1,4 @@
-"""Statistics against numpy in float64 (two passes over all the data), and the normaliser made of them."""
+"""Statistics against numpy in float64 (two passes over all the data), and the normalizer made of them."""
 
 import numpy as np
 import pytest
@@ -107,7 +107,7 @@ def test_normalizer_standardises_each_element_and_inverts():
     torch.testing.assert_close(normalizer.denormalize(normalized), latents, atol=1e-4, rtol=1e-6)
 
 
-def test_normalising_rounds_each_operation_once():
+def test_normalizing_rounds_each_operation_once():
     latents = data(50).float()
     normalizer = Normalizer(SHAPE).fit_(collect([latents]))
     mean, std = normalizer.mean.numpy(), normalizer.std.numpy()

@@ -20,15 +20,15 @@ def test_table():
 
 
 def test_comparison_holds_every_picture(tmp_path):
-    colours = [["red", "lime"], ["blue", "black"], ["yellow", "cyan"]]
-    columns = [(f"c{i}", [Image.new("RGB", (96, 48), colour) for colour in column]) for i, column in enumerate(colours)]
+    colors = [["red", "lime"], ["blue", "black"], ["yellow", "cyan"]]
+    columns = [(f"c{i}", [Image.new("RGB", (96, 48), color) for color in column]) for i, column in enumerate(colors)]
     save_comparison(tmp_path / "p.png", columns)
     with Image.open(tmp_path / "p.png") as sheet:
         assert sheet.format == "PNG"
-        found = {colour: count for count, colour in sheet.convert("RGB").getcolors(1 << 20)}
-    for colour in colours[0] + colours[1] + colours[2]:
-        rgb = Image.new("RGB", (1, 1), colour).getpixel((0, 0))
-        assert 96 * 48 <= found[rgb] <= 96 * 48 + 300, colour  # black also writes the labels
+        found = {color: count for count, color in sheet.convert("RGB").getcolors(1 << 20)}
+    for color in colors[0] + colors[1] + colors[2]:
+        rgb = Image.new("RGB", (1, 1), color).getpixel((0, 0))
+        assert 96 * 48 <= found[rgb] <= 96 * 48 + 300, color  # black also writes the labels
     assert [path.name for path in tmp_path.iterdir()] == ["p.png"]
 
 
@@ -44,9 +44,9 @@ def test_loss_plot(tmp_path):
     records = [{"kind": "step", "step": s, "quantizer_loss": 1 / s, "rectifier_loss": 0.9 / s} for s in range(1, 30)]
     save_loss_plot(tmp_path / "without.png", records)
     records += [
-        {"kind": "epoch", "step": s, "validation_quantised": 0.5, "validation_rectified": 0.4} for s in (10, 20)
+        {"kind": "epoch", "step": s, "validation_quantized": 0.5, "validation_rectified": 0.4} for s in (10, 20)
     ]
-    records += [{"kind": "epoch", "step": 30, "validation_quantised": None, "validation_rectified": None}]
+    records += [{"kind": "epoch", "step": 30, "validation_quantized": None, "validation_rectified": None}]
     save_loss_plot(tmp_path / "with.png", records)
     pictures = {}
     for name in ("without.png", "with.png"):

@@ -52,14 +52,14 @@ def test_it_joins_the_vae_and_the_model(tokenizer, photos):
     assert torch.equal(tokenizer.reconstruct(images), pictures)
 
 
-def test_pil_images_of_any_size_are_centre_cropped(tokenizer, photos):
+def test_pil_images_of_any_size_are_center_cropped(tokenizer, photos):
     images = to_tensor([center_crop(photo, IMAGE_SIZE) for photo in photos])
     mixed = [photos[0], center_crop(photos[1], IMAGE_SIZE), photos[2]]
     assert torch.equal(tokenizer.encode(mixed), tokenizer.encode(images))
     assert torch.equal(tokenizer.reconstruct(photos), tokenizer.reconstruct(images))
 
 
-def test_tokenising_neither_counts_nor_asks_for_gradients(tokenizer, photos):
+def test_tokenizing_neither_counts_nor_asks_for_gradients(tokenizer, photos):
     assert not tokenizer.model.training
     assert not tokenizer.reconstruct(photos).requires_grad
     assert tokenizer.model.quantizer.count.sum() == 0

@@ -43,8 +43,8 @@ def test_it_learns_and_saves(tmp_path, store, validation):
     result = train(run, store, tmp_path / "run", validation=validation, progress=False)
     epochs = [record for record in read_records(tmp_path / "run" / "metrics.jsonl") if record["kind"] == "epoch"]
     assert epochs[-1]["quantizer_loss"] < 0.85 * epochs[0]["quantizer_loss"]
-    assert result.validation.rectified < 0.97 * result.validation.quantised
-    assert result.validation.quantised < epochs[0]["validation_quantised"]
+    assert result.validation.rectified < 0.97 * result.validation.quantized
+    assert result.validation.quantized < epochs[0]["validation_quantized"]
     assert result.steps == 12 * (200 // 32)
 
     loaded = ReVQ.from_pretrained(tmp_path / "run" / "model")
@@ -136,8 +136,8 @@ def test_log(tmp_path, store, validation):
     assert all(record["lr"] == pytest.approx(3e-2 * 0.05 ** (record["epoch"] / 3)) for record in records)
     assert epochs[0]["moved_codes"] > 0 and epochs[-1]["moved_codes"] == 0  # nothing is reset after the last epoch
     for record in epochs:
-        assert 1 <= record["perplexity"] <= 64 and 0 < record["lowest_utilisation"] <= record["utilisation"] <= 1
-        assert record["validation_rectified"] > 0 and record["validation_quantised"] > 0 and record["seconds"] > 0
+        assert 1 <= record["perplexity"] <= 64 and 0 < record["lowest_utilization"] <= record["utilization"] <= 1
+        assert record["validation_rectified"] > 0 and record["validation_quantized"] > 0 and record["seconds"] > 0
 
 
 def test_reset_uses_more_codes(tmp_path, store):
@@ -145,7 +145,7 @@ def test_reset_uses_more_codes(tmp_path, store):
     for reset in (True, False):
         run = tiny_run(codes=64, init="normal", reset=reset, epochs=6)
         result = train(run, store, tmp_path / str(reset), progress=False)
-        used[reset] = result.last_epoch.utilisation
+        used[reset] = result.last_epoch.utilization
         assert result.model.quantizer.count.sum() == 192 * 16  # of the last epoch alone
     assert used[True] > used[False] + 0.1
 

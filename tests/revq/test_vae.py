@@ -176,7 +176,7 @@ def test_a_vae_of_other_channels_is_refused(tmp_path):
     vae = make("AutoencoderTiny")
     vae.register_to_config(in_channels=1)
     with pytest.raises(InputError, match="RGB images"):
-        FrozenVAE(vae, "grey")
+        FrozenVAE(vae, "gray")
 
 
 def test_a_hub_id_that_cannot_be_fetched_is_named(monkeypatch):

@@ -6,7 +6,7 @@ The residual quantizers around them stay as they are.
 from torch import Tensor, nn
 
 from revq_kernels.interop.family import Call, Family, Vectors
-from revq_kernels.interop.search import has_zero_code, nearest_normalised
+from revq_kernels.interop.search import has_zero_code, nearest_normalized
 
 
 class _TransformersDac:
@@ -17,7 +17,7 @@ class _TransformersDac:
         if hook is not None:
             hook.pre_forward(self.codebook)
         # the original adds |c|^2 where a distance subtracts it: one and the same order among codes of length 1
-        indices = nearest_normalised(hidden_states.transpose(1, 2), self.codebook.weight)
+        indices = nearest_normalized(hidden_states.transpose(1, 2), self.codebook.weight)
         if hook is not None:
             hook.post_forward(self.codebook, ())
         return self.codebook(indices).transpose(1, 2), indices
@@ -27,7 +27,7 @@ class _Dac:
     """descript-audio-codec's and SNAC's VectorQuantize."""
 
     def decode_latents(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        indices = nearest_normalised(latents.transpose(1, 2), self.codebook.weight)
+        indices = nearest_normalized(latents.transpose(1, 2), self.codebook.weight)
         return self.decode_code(indices), indices
 
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from revq_kernels.interop.families import embedding_parts as parts
 from revq_kernels.interop.family import Call, Family, Vectors
-from revq_kernels.interop.search import nearest, nearest_normalised
+from revq_kernels.interop.search import nearest, nearest_normalized
 
 
 class _Diffusers:
@@ -37,7 +37,7 @@ class _GlmImage:
 
     def forward(self, hidden_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         z = parts.to_channels_last(hidden_state)
-        indices = nearest_normalised(z.view(-1, self.embedding_dim), self.embedding.weight)
+        indices = nearest_normalized(z.view(-1, self.embedding_dim), self.embedding.weight)
         z = F.normalize(z, p=2, dim=-1)
         rows = F.normalize(self.embedding.weight, p=2, dim=-1)[indices]
         z_q, loss = parts.straight_through(z, rows.view(z.shape), self.beta, legacy=True)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from revq_kernels.interop.families import embedding_parts as parts
 from revq_kernels.interop.family import Call, Family, Vectors
-from revq_kernels.interop.search import nearest, nearest_normalised
+from revq_kernels.interop.search import nearest, nearest_normalized
 
 
 class _Taming:
@@ -19,7 +19,7 @@ class _Taming:
     ) -> tuple[Tensor, Tensor, tuple]:
         _only_for_gumbel(temp, rescale_logits, return_logits)
         z = parts.to_channels_last(z)
-        search = nearest_normalised if getattr(self, "l2_normalize", False) else nearest
+        search = nearest_normalized if getattr(self, "l2_normalize", False) else nearest
         indices = search(z.view(-1, self.e_dim), self.embedding.weight)
         z_q, loss = parts.straight_through(z, self.embedding(indices).view(z.shape), self.beta, self.legacy)
         z_q = parts.to_channels_first(z_q)

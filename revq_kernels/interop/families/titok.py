@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from revq_kernels import count_codes_
 from revq_kernels.interop.families import embedding_parts as parts
 from revq_kernels.interop.family import Call, Family, Vectors
-from revq_kernels.interop.search import nearest, nearest_normalised
+from revq_kernels.interop.search import nearest, nearest_normalized
 
 
 class _TiTok:
@@ -20,7 +20,7 @@ class _TiTok:
             return super().forward(z)  # its nearest samples are those of all processes
         z = parts.to_channels_last(z.float())
         samples = z.view(-1, z.shape[-1])
-        search = nearest_normalised if self.use_l2_norm else nearest
+        search = nearest_normalized if self.use_l2_norm else nearest
         indices = search(samples, self.embedding.weight)
         rows = self.get_codebook_entry(indices).view(z.shape)
         if self.use_l2_norm:
@@ -45,9 +45,9 @@ class _MaskBit:
         if self.entropy_loss_weight != 0.0 and self.training:
             return super().forward(z)
         z = parts.to_channels_last(z)
-        search = nearest_normalised if self.use_l2_normalisation else nearest
+        search = nearest_normalized if self.use_l2_normalization else nearest
         indices = search(z.view(-1, z.shape[-1]), self.embedding.weight)
-        if self.use_l2_normalisation:
+        if self.use_l2_normalization:
             z = F.normalize(z, dim=-1)
         rows = self.get_codebook_entry(indices).view(z.shape)
         commitment = self.commitment_cost * torch.mean((rows.detach() - z) ** 2)
@@ -104,8 +104,8 @@ def _unfit_titok(module: nn.Module) -> str | None:
 
 
 def _unfit_maskbit(module: nn.Module) -> str | None:
-    if not isinstance(module.use_l2_normalisation, bool):
-        return f"use_l2_normalisation={module.use_l2_normalisation!r}: expected a bool"
+    if not isinstance(module.use_l2_normalization, bool):
+        return f"use_l2_normalization={module.use_l2_normalization!r}: expected a bool"
     if not isinstance(module.entropy_loss_weight, float | int):
         return f"entropy_loss_weight={module.entropy_loss_weight!r}: expected a number"
     return parts.wrong_table(module, module.embedding.num_embeddings, module.embedding.embedding_dim)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from revq_kernels import FastChannelVQ
-from revq_kernels.nn.initialise import initial_codebook
+from revq_kernels.nn.initialize import initial_codebook
 from revq_kernels.testing.problems import contract_index
 
 
@@ -27,8 +27,8 @@ def test_one_iteration_is_the_mean_of_each_codes_vectors():
 
 
 def test_the_error_falls_and_separate_clusters_are_found():
-    centres = 20 * torch.randn(6, 4)
-    x = (centres.repeat(30, 1) + 0.1 * torch.randn(180, 4))[:, None]
+    centers = 20 * torch.randn(6, 4)
+    x = (centers.repeat(30, 1) + 0.1 * torch.randn(180, 4))[:, None]
     errors = []
     for iterations in range(5):
         codes = initial_codebook(x, None, 6, iterations, seeded(4))
@@ -54,20 +54,20 @@ def test_empty_clusters_are_drawn_anew():
 
 def test_deterministic_by_its_generator():
     vq, x = FastChannelVQ(6, 3, num_groups=2), torch.randn(4, 20, 3)
-    vq.initialise_(x, iterations=4, generator=seeded(1))
+    vq.initialize_(x, iterations=4, generator=seeded(1))
     first = vq.codebook.detach().clone()
-    vq.initialise_(x, iterations=4, generator=seeded(1))
+    vq.initialize_(x, iterations=4, generator=seeded(1))
     assert torch.equal(vq.codebook, first)
-    vq.initialise_(x, iterations=4, generator=seeded(2))
+    vq.initialize_(x, iterations=4, generator=seeded(2))
     assert not torch.equal(vq.codebook, first)
 
 
 def test_the_module_gives_what_the_metric_sees():
     vq, x = FastChannelVQ(6, 3, metric="cosine"), 50 * torch.randn(4, 20, 3)
-    vq.initialise_(x)
+    vq.initialize_(x)
     torch.testing.assert_close(vq.codebook.norm(dim=-1), torch.ones(1, 6))
 
 
 def test_wrong_arguments():
     with pytest.raises(ValueError, match=r"iterations: expected an integer >= 0, got -1"):
-        FastChannelVQ(6, 3).initialise_(torch.randn(1, 20, 3), iterations=-1)
+        FastChannelVQ(6, 3).initialize_(torch.randn(1, 20, 3), iterations=-1)
