@@ -36,7 +36,7 @@ class SegmentSum(torch.autograd.Function):
     @staticmethod
     def forward(grad: Tensor, indices: Tensor, num_codes: int, variant: str) -> Tensor:
         """grad ``[..., G, d]`` -> float32 ``[G, K, d]``."""
-        return ops.overload("codebook_grad", variant)(grad.detach(), indices, num_codes)
+        return ops.overload("segment_sum", variant)(grad.detach(), indices, num_codes)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int, str], output: Tensor) -> None:

@@ -31,7 +31,7 @@ SCHEMAS = {
     "nearest_by_metric": "(Tensor x, Tensor codebook, Tensor? weight, str metric) -> Tensor",
     "quantize": "(Tensor x, Tensor codebook, Tensor(a!)? count) -> (Tensor, Tensor)",
     "count_codes_": "(Tensor(a!) count, Tensor indices) -> ()",
-    "codebook_grad": "(Tensor grad, Tensor indices, SymInt num_codes) -> Tensor",
+    "segment_sum": "(Tensor grad, Tensor indices, SymInt num_codes) -> Tensor",
 }
 
 INDEX_SCHEMAS = {
@@ -48,7 +48,7 @@ _library = torch.library.Library("revq", "DEF")
 
 
 def overload(name: str, variant: str) -> Callable[..., Any]:
-    """The operator ``revq::<name>`` as "default", "triton" or "reference"; ``codebook_grad`` has an "atomic" one too."""
+    """The operator ``revq::<name>`` as "default", "triton" or "reference"; ``segment_sum`` has an "atomic" one too."""
     return getattr(getattr(torch.ops.revq, name), variant)
 
 
@@ -68,7 +68,7 @@ def _fake_count_codes_(count: Tensor, indices: Tensor) -> None:
     return None
 
 
-def _fake_codebook_grad(grad: Tensor, indices: Tensor, num_codes: int) -> Tensor:
+def _fake_segment_sum(grad: Tensor, indices: Tensor, num_codes: int) -> Tensor:
     return grad.new_empty((grad.shape[-2], num_codes, grad.shape[-1]), dtype=torch.float32)
 
 
@@ -89,7 +89,7 @@ def _check(name: str, arguments: tuple[Any, ...]) -> None:
     if name == "count_codes_":
         check_indices(arguments[1])
         check_count(arguments[0], arguments[1].shape[-1], None, arguments[1])
-    if name == "codebook_grad":
+    if name == "segment_sum":
         check_gradient(*arguments)
         if arguments[0].device.type == "cpu":  # elsewhere reading the indices would stall the device
             check_index_range(arguments[1], arguments[2])
@@ -143,13 +143,13 @@ def _define() -> None:
         "nearest_by_metric": _fake_nearest_by_metric,
         "quantize": _fake_quantize,
         "count_codes_": _fake_count_codes_,
-        "codebook_grad": _fake_codebook_grad,
+        "segment_sum": _fake_segment_sum,
     }
     for name, schema in SCHEMAS.items():
         specification = _checked(name, getattr(reference, name))
         kernels = {"": _without_own_kernel(name, specification), ".triton": _triton(name), ".reference": specification}
-        if name == "codebook_grad":
-            kernels[".atomic"] = _triton("codebook_grad_atomic")
+        if name == "segment_sum":
+            kernels[".atomic"] = _triton("segment_sum_atomic")
         for suffix, kernel in kernels.items():
             _library.define(f"{name}{suffix}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
             _library.impl(f"{name}{suffix}", kernel, "CompositeExplicitAutograd")

@@ -143,7 +143,7 @@ def quantize(x: Tensor, codebook: Tensor, count: Tensor | None) -> tuple[Tensor,
 
 
 @torch.no_grad()
-def codebook_grad(grad: Tensor, indices: Tensor, num_codes: int) -> Tensor:
+def segment_sum(grad: Tensor, indices: Tensor, num_codes: int) -> Tensor:
     """Sum the rows of grad ``[..., G, d]`` that chose the same code -> float32 ``[G, K, d]``.
 
     The sum runs over queries in order, one row at a time, in float32.

@@ -80,7 +80,7 @@ void count_codes_(Tensor count, const Tensor& indices) {
              static_cast<int64_t*>(count.mutable_data_ptr()));
 }
 
-Tensor codebook_grad(const Tensor& grad, const Tensor& indices, int64_t num_codes) {
+Tensor segment_sum(const Tensor& grad, const Tensor& indices, int64_t num_codes) {
   STD_TORCH_CHECK(grad.dim() >= 2 && is_input_type(grad.scalar_type()), "grad: expected [..., G, d], ",
                   name_of_input_types());
   STD_TORCH_CHECK(indices.scalar_type() == ScalarType::Long && sizes_of(indices) == without_last(grad),
@@ -105,7 +105,7 @@ STABLE_TORCH_LIBRARY_IMPL(revq, CPU, m) {
   m.impl("nearest_code", TORCH_BOX(&revq::nearest_code));
   m.impl("quantize", TORCH_BOX(&revq::quantize));
   m.impl("count_codes_", TORCH_BOX(&revq::count_codes_));
-  m.impl("codebook_grad", TORCH_BOX(&revq::codebook_grad));
+  m.impl("segment_sum", TORCH_BOX(&revq::segment_sum));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(revq, CompositeExplicitAutograd, m) {

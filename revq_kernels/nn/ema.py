@@ -58,7 +58,7 @@ class EMAUpdate(nn.Module):
             indices: int64 ``[N, G]``.
             count: int64 ``[G, K]``, how often each code was chosen by those that count.
         """
-        total = ops.overload("codebook_grad", "default")(queries, indices, codebook.shape[1])
+        total = ops.overload("segment_sum", "default")(queries, indices, codebook.shape[1])
         self.cluster_size.mul_(self.decay).add_(count, alpha=1 - self.decay)
         self.embed_sum.mul_(self.decay).add_(total, alpha=1 - self.decay)
         size = self.cluster_size.sum(dim=1, keepdim=True)

@@ -53,7 +53,7 @@ def _lloyd(rows: Tensor, codes: Tensor, generator: torch.Generator | None) -> Te
     queries, num_codes = rows[:, None], codes.shape[0]
     indices = nearest_code(queries, codes[None])
     count = count_codes_(torch.zeros(1, num_codes, dtype=torch.int64, device=rows.device), indices)
-    total = ops.overload("codebook_grad", "default")(queries, indices, num_codes)[0]
+    total = ops.overload("segment_sum", "default")(queries, indices, num_codes)[0]
     empty = count == 0
     device = "cpu" if generator is None else generator.device
     drawn, _ = distinct_rows(empty.to(device), rows.shape[0], generator=generator)

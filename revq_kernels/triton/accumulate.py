@@ -116,7 +116,7 @@ def count_codes_(count: Tensor, indices: Tensor) -> None:
     count_codes[grid](indices.contiguous(), count, indices.numel(), num_groups, num_codes, BLOCK=PER_PROGRAM)
 
 
-def codebook_grad(grad: Tensor, indices: Tensor, num_codes: int) -> Tensor:
+def segment_sum(grad: Tensor, indices: Tensor, num_codes: int) -> Tensor:
     """grad ``[..., G, d]``, indices ``[..., G]`` -> float32 ``[G, K, d]``, the same bits in every run."""
     num_groups, d = grad.shape[-2:]
     total = torch.zeros(num_groups * num_codes, d, dtype=torch.float32, device=grad.device)
@@ -139,8 +139,8 @@ def codebook_grad(grad: Tensor, indices: Tensor, num_codes: int) -> Tensor:
     return total.view(num_groups, num_codes, d)
 
 
-def codebook_grad_atomic(grad: Tensor, indices: Tensor, num_codes: int) -> Tensor:
-    """As `codebook_grad`, faster, with an order of summation that may differ between runs."""
+def segment_sum_atomic(grad: Tensor, indices: Tensor, num_codes: int) -> Tensor:
+    """As `segment_sum`, faster, with an order of summation that may differ between runs."""
     num_groups, d = grad.shape[-2:]
     total = torch.zeros(num_groups, num_codes, d, dtype=torch.float32, device=grad.device)
     if indices.numel() == 0:

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from revq_kernels.triton.accumulate import codebook_grad, codebook_grad_atomic, count_codes_
+from revq_kernels.triton.accumulate import count_codes_, segment_sum, segment_sum_atomic
 from revq_kernels.triton.launches import search
 from revq_kernels.triton.plan import Plan, make_plan, target_of
 from revq_kernels.triton.selftest import tensor_cores_keep_the_bound
 
-__all__ = ["codebook_grad", "codebook_grad_atomic", "count_codes_", "explain", "nearest_code", "quantize"]
+__all__ = ["count_codes_", "explain", "nearest_code", "quantize", "segment_sum", "segment_sum_atomic"]
 
 
 def nearest_code(x: Tensor, codebook: Tensor) -> Tensor:

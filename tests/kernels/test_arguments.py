@@ -104,7 +104,7 @@ def test_reset_options(options, message):
 @pytest.mark.parametrize("variant", ["default", "reference"])
 def test_direct_operator_calls_do_not_read_outside_their_tensors(variant):
     assert revq_kernels.native.load() is None
-    search, gradient = (getattr(getattr(torch.ops.revq, name), variant) for name in ("nearest_code", "codebook_grad"))
+    search, gradient = (getattr(getattr(torch.ops.revq, name), variant) for name in ("nearest_code", "segment_sum"))
     indices = torch.zeros(5, 3, dtype=torch.int64)
     for call in (
         lambda: search(X[..., :3], CODEBOOK),

@@ -41,7 +41,7 @@ def test_opcheck(problem, impl):
         check(ops.overload("quantize", of), (*arguments, None))
         check(ops.overload("quantize", of), (*arguments, count))
     check(ops.overload("count_codes_", of), (count, indices))
-    check(ops.overload("codebook_grad", of), (x, indices, 20))
+    check(ops.overload("segment_sum", of), (x, indices, 20))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

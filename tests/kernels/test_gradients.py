@@ -10,7 +10,7 @@ SHAPES = [(1, 1, 1, 1), (64, 2, 5, 4), (257, 3, 17, 8), (300, 1, 3, 31), (0, 2, 
 
 
 @pytest.mark.parametrize(("n", "g", "k", "d"), SHAPES)
-def test_codebook_gradient_is_the_segment_sum(n, g, k, d, impl):
+def test_segment_sumient_is_the_segment_sum(n, g, k, d, impl):
     x, codebook = torch.randn(n, g, d), torch.randn(g, k, d, requires_grad=True)
     weight = torch.randn(n, g, d)
     quantized, indices = quantize(x, codebook, impl=impl)
@@ -63,12 +63,12 @@ def test_gradient_bits_with_one_favorite_code(favorite):
     """Threads' shares are cut by how often codes were chosen; the sums are not."""
     indices, grad = torch.randint(0, 500, (9000, 1)), torch.randn(9000, 1, 5)
     indices[torch.rand(9000, 1) < 0.9] = favorite
-    expected = torch.ops.revq.codebook_grad.reference(grad, indices, 500)
+    expected = torch.ops.revq.segment_sum.reference(grad, indices, 500)
     before = torch.get_num_threads()
     try:
         for threads in (1, 2, 3, 8):
             torch.set_num_threads(threads)
-            assert torch.equal(torch.ops.revq.codebook_grad(grad, indices, 500), expected)
+            assert torch.equal(torch.ops.revq.segment_sum(grad, indices, 500), expected)
     finally:
         torch.set_num_threads(before)
 

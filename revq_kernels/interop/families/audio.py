@@ -84,7 +84,7 @@ def _sum(rows: Tensor, indices: Tensor, num_codes: int) -> Tensor:
     rows = rows.detach()
     if rows.dtype == torch.float64:
         return rows.new_zeros(num_codes, rows.shape[1]).index_add_(0, indices, rows)
-    return ops.overload("codebook_grad", "default")(rows[:, None], indices[:, None], num_codes)[0]
+    return ops.overload("segment_sum", "default")(rows[:, None], indices[:, None], num_codes)[0]
 
 
 def _unfit_frozen(module: nn.Module) -> str | None:

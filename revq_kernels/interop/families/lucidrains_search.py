@@ -41,7 +41,7 @@ def rows_of(codes: Tensor, indices: Tensor) -> Tensor:
 def segment_sum(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
     """The sum of the rows of ``x`` ``[h, n, d]`` that chose each code, in order: float32 ``[h, K, d]``."""
     by_row = x.detach().transpose(0, 1).contiguous(), indices.transpose(0, 1).contiguous()
-    return overload("codebook_grad", "default")(*by_row, num_codes)
+    return overload("segment_sum", "default")(*by_row, num_codes)
 
 
 def kmeans(codebook: nn.Module, samples: Tensor) -> tuple[Tensor, Tensor]:
