@@ -102,23 +102,7 @@ class CodebookIndex:
             self._build(codebook)
         else:
             torch.ops.revq.index_refit_(*self._arrays, _rows(codebook))
-            self.fits, self._visits, self._digest = False, Visits(), None
-
-    def holds(self, codebook: Tensor) -> bool:
-        """Whether ``codebook`` has the codes of the index, bit for bit.
-
-        The first answer after a build or a refit is a comparison; when it is yes, a digest of all bytes is kept, and the
-        next answers compare digests, which is faster.  The digest is keyed at random once per process, and misses a
-        change, whatever it is, with a chance of at most 2^-128 (csrc/cpu/index_hash.cpp).
-        """
-        self._check_same_shape(codebook)
-        rows = _rows(codebook)
-        if self._digest is not None:
-            return torch.equal(torch.ops.revq.index_digest(rows), self._digest)
-        same = torch.ops.revq.index_matches(*self._arrays, rows)
-        if same:
-            self._digest = torch.ops.revq.index_digest(rows)
-        return same
+            self.fits, self._visits = False, Visits()
 
     @property
     def visited(self) -> float:
@@ -134,9 +118,8 @@ class CodebookIndex:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the index: the codes, their numbers, the boxes, and the digest once there is one."""
-        digest = 0 if self._digest is None else self._digest.nbytes
-        return sum(array.nbytes for array in self._arrays) + digest
+        """Memory of the tree in bytes: the codes, their indices and the boxes."""
+        return sum(array.nbytes for array in self._arrays)
 
     def __repr__(self) -> str:
         groups, codes, dim = self.shape
@@ -146,7 +129,6 @@ class CodebookIndex:
         with torch.inference_mode(False):  # else a build in that mode could not be refit outside it
             self._arrays = torch.ops.revq.index_build(_rows(codebook))
         self.fits, self._excess = True, 0.0
-        self._digest: Tensor | None = None  # of the codes, once `holds` has seen them
         self._fresh = Visits()  # of searches with splits that fit the codes
         self._visits = self.last = Visits()
 

@@ -143,16 +143,16 @@ def quantize(x: Tensor, codebook: Tensor, count: Tensor | None) -> tuple[Tensor,
 
 
 @torch.no_grad()
-def segment_sum(grad: Tensor, indices: Tensor, num_codes: int) -> Tensor:
-    """Sum the rows of grad ``[..., G, d]`` that chose the same code -> float32 ``[G, K, d]``.
+def segment_sum(values: Tensor, indices: Tensor, num_codes: int) -> Tensor:
+    """Sum the rows of values ``[..., G, d]`` that have the same index -> float32 ``[G, K, d]``.
 
     The sum runs over queries in order, one row at a time, in float32.
     """
-    num_groups, code_dim = grad.shape[-2:]
+    num_groups, code_dim = values.shape[-2:]
     rows = (indices.reshape(-1, num_groups) + torch.arange(num_groups, device=indices.device) * num_codes).reshape(-1)
-    total = torch.zeros(num_groups * num_codes, code_dim, dtype=torch.float32, device=grad.device)
+    total = torch.zeros(num_groups * num_codes, code_dim, dtype=torch.float32, device=values.device)
     with denormals_kept():
-        total.index_add_(0, rows, grad.reshape(-1, code_dim).float())
+        total.index_add_(0, rows, values.reshape(-1, code_dim).float())
     return total.view(num_groups, num_codes, code_dim)
 
 

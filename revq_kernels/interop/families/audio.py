@@ -9,7 +9,7 @@ from types import FunctionType
 import torch
 from torch import Tensor, nn
 
-from revq_kernels import ops
+from revq_kernels import segment_sum
 from revq_kernels.interop.family import Call, Family, Vectors
 from revq_kernels.interop.search import count_choices, nearest
 
@@ -84,7 +84,7 @@ def _sum(rows: Tensor, indices: Tensor, num_codes: int) -> Tensor:
     rows = rows.detach()
     if rows.dtype == torch.float64:
         return rows.new_zeros(num_codes, rows.shape[1]).index_add_(0, indices, rows)
-    return ops.overload("segment_sum", "default")(rows[:, None], indices[:, None], num_codes)[0]
+    return segment_sum(rows[:, None], indices[:, None], num_codes)[0]
 
 
 def _unfit_frozen(module: nn.Module) -> str | None:

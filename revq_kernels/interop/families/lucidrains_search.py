@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revq_kernels import nearest_code
-from revq_kernels.ops import overload
+from revq_kernels import segment_sum as summed
 
 _TIE = 1e-8
 """Squared distances up to this one are equal in the package, which clamps them to it."""
@@ -41,7 +41,7 @@ def rows_of(codes: Tensor, indices: Tensor) -> Tensor:
 def segment_sum(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
     """The sum of the rows of ``x`` ``[h, n, d]`` that chose each code, in order: float32 ``[h, K, d]``."""
     by_row = x.detach().transpose(0, 1).contiguous(), indices.transpose(0, 1).contiguous()
-    return overload("segment_sum", "default")(*by_row, num_codes)
+    return summed(*by_row, num_codes)
 
 
 def kmeans(codebook: nn.Module, samples: Tensor) -> tuple[Tensor, Tensor]:
