@@ -68,6 +68,7 @@ class CodebookIndex:
         native.require()
         self.shape: tuple[int, int, int] = tuple(codebook.shape)  # type: ignore[assignment]
         self.rebuilds = 0
+        self._excess = 0.0  # cost of searches beyond that of a new tree, in leaf visits
         self._build(codebook)
 
     def nearest_code(self, x: Tensor) -> Tensor:

@@ -28,13 +28,17 @@ from revq_kernels.validation import (
 )
 
 
+def _check_nothing(*_: Any) -> None:
+    """For the operators that only `CodebookIndex` calls, whose C++ checks all arguments."""
+
+
 class Operator(NamedTuple):
     """One row of the table; all functions take the operator's own arguments."""
 
     schema: str
     fake: Callable[..., Any] | None = None
     """Makes outputs of the right shape and dtype without data, for compilers."""
-    check: Callable[..., None] | None = None
+    check: Callable[..., None] = _check_nothing
     """Raises for arguments that do not fit.  The C++ kernels make the same checks themselves."""
     reference: Callable[..., Any] | None = None
     """The specification (``reference.py``).  None: a part of `CodebookIndex`, in C++ only."""
@@ -130,12 +134,12 @@ def _define(name: str, row: Operator, implementation: Callable[..., Any] | None)
         torch.library.register_fake(f"revq::{name}", row.fake, lib=_library)
 
 
-def _reference(row: Operator) -> Callable[..., Any]:
-    """The overload "reference": the specification behind its checks."""
+def _reference(check: Callable[..., None], specification: Callable[..., Any]) -> Callable[..., Any]:
+    """The overload "reference": the specification behind the operator's checks."""
 
     def run(*arguments: Any) -> Any:
-        row.check(*arguments)
-        return row.reference(*arguments)
+        check(*arguments)
+        return specification(*arguments)
 
     return run
 
@@ -192,5 +196,5 @@ for _name, _row in OPERATORS.items():
         continue
     _define(_name, _row, _default(_name, _row))
     _define(f"{_name}.triton", _row, _triton(_name, _row, "triton"))
-    _define(f"{_name}.reference", _row, _reference(_row))
+    _define(f"{_name}.reference", _row, _reference(_row.check, _row.reference))
 _define("segment_sum.atomic", OPERATORS["segment_sum"], _atomic("segment_sum", OPERATORS["segment_sum"]))

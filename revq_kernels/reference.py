@@ -65,7 +65,9 @@ def weighted_distance(x: Tensor, weight: Tensor, codes: Tensor) -> Tensor:
 def signed_key(value: Tensor, index: Tensor) -> Tensor:
     """As `distance_key` for values of either sign; the two zeros are equal."""
     bits = (value + 0.0).view(torch.int32).long()  # -0.0 + 0.0 is 0.0
-    bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # the bits of a negative float decrease as its value increases
+    bits = torch.where(
+        bits < 0, bits ^ 0x7FFFFFFF, bits
+    )  # the bits of a negative float decrease as its value increases
     return (torch.where(value.isnan(), -(2**31), bits) << 32) | index
 
 

@@ -342,10 +342,11 @@ class FastChannelVQ(nn.Module):
             )
         indices = self._nearest(queries, codes, weight)
         quantized = functional.look_up(codes, indices, queries.dtype, impl=self.impl, deterministic=self.deterministic)
-        if count_into is not None and mask is None:
-            functional.count_codes_(count_into, indices, impl=self.impl)
-        elif count_into is not None:
-            count_into.scatter_add_(1, indices.T, mask.T.long())  # a masked query adds 0
+        if count_into is not None:
+            if mask is None:
+                functional.count_codes_(count_into, indices, impl=self.impl)
+            else:
+                count_into.scatter_add_(1, indices.T, mask.T.long())  # a masked query adds 0
         return quantized, indices
 
     def _nearest(self, queries: Tensor, codes: Tensor, weight: Tensor | None) -> Tensor:

@@ -4,7 +4,7 @@ Initial codes (drawn vectors, k-means), moving averages, replacement of dead cod
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from revq_kernels.functional import count_codes_, nearest_code, segment_sum
 
 
-class CodeStatistics(NamedTuple):
+@dataclass(frozen=True)
+class CodeStatistics:
     """What one training call found out about the codes.  Both parts are sums over queries, so processes can add theirs."""
 
     count: Tensor
@@ -46,6 +47,9 @@ class EMAUpdate(nn.Module):
         ValueError: for options out of range, or an object given to two quantizers.
     """
 
+    cluster_size: Tensor
+    embed_sum: Tensor
+
     def __init__(self, decay: float = 0.99, eps: float = 1e-5) -> None:
         super().__init__()
         if not 0 <= decay < 1:
@@ -66,6 +70,7 @@ class EMAUpdate(nn.Module):
     def apply_(self, codebook: Tensor, statistics: CodeStatistics) -> None:
         """One update of codebook ``[G, K, d]`` by the statistics of a call."""
         self.cluster_size.mul_(self.decay).add_(statistics.count, alpha=1 - self.decay)
+        assert statistics.total is not None  # the quantizer sums it for an update
         self.embed_sum.mul_(self.decay).add_(statistics.total, alpha=1 - self.decay)
         size = self.cluster_size.sum(dim=1, keepdim=True)
         smoothed = (self.cluster_size + self.eps) / (size + self.cluster_size.shape[1] * self.eps) * size
@@ -113,6 +118,10 @@ class ReplaceDeadCodes(nn.Module):
     Raises:
         ValueError: for options out of range, or an object given to two quantizers.
     """
+
+    used: Tensor
+    calls: Tensor
+    moved: Tensor
 
     def __init__(self, threshold: int = 1, every: int = 100, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -179,6 +188,8 @@ class MappedCodes(nn.Module):
     Raises:
         ValueError: for a table of another rank.
     """
+
+    table: Tensor
 
     def __init__(self, table: Tensor, projector: nn.Module) -> None:
         super().__init__()

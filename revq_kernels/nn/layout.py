@@ -191,6 +191,7 @@ def token_mask(
     if positions is None and (lengths is not None or (mask is not None and mask.shape[-1] != 1)):
         raise ValueError("mask: expected [B, 1], as tokens of this split span positions, got a mask of positions")
     if lengths is not None:
+        assert positions is not None
         if lengths.is_floating_point() or lengths.dtype == torch.bool:
             raise TypeError(f"lengths: expected an integer dtype, got {lengths.dtype}")
         if tuple(lengths.shape) != (batch,):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,13 +53,15 @@ class ResidualVQ(nn.Module):
 
         ``mask`` and ``lengths`` are those of `FastChannelVQ.forward`; a masked position keeps its value.
         """
-        first = self.stages[0]
+        stages = self._typed_stages()
+        first = stages[0]
         mask = self._position_mask(x, mask, lengths)
         used = self._stages_used(x)
         # float32, as codes are; a projection takes the dtype of its weights
-        total, residual = None, x.float() if isinstance(first, FastChannelVQ) else x
+        residual = x.float() if isinstance(first, FastChannelVQ) else x
+        total: Tensor | None = None
         indices, loss = [], torch.zeros((), dtype=torch.float32, device=x.device)
-        for number, stage in enumerate(self.stages):
+        for number, stage in enumerate(stages):
             kept = None if used is None else used > number  # [B]
             stage_mask = mask if kept is None else kept[:, None] if mask is None else mask & kept[:, None]
             details = stage.quantize(residual, mask=stage_mask)
@@ -70,11 +72,11 @@ class ResidualVQ(nn.Module):
             residual = residual - quantized.detach()
             indices.append(details.indices)
             loss = loss + details.loss
+        assert total is not None  # there is at least one stage
         if isinstance(first, FastChannelVQ):
-            tokens = first.token_layout.tokens
-            total = first.token_layout.restore(estimate(first.estimator, tokens(x.float()), tokens(total)), x).to(
-                x.dtype
-            )
+            layout = first.token_layout
+            estimated = estimate(first.estimator, layout.tokens(x.float()), layout.tokens(total))
+            total = layout.restore(estimated, x).to(x.dtype)
         return QuantizerOutput(total, torch.stack(indices, dim=-1), loss)
 
     def encode(self, x: Tensor) -> Tensor:
@@ -91,10 +93,9 @@ class ResidualVQ(nn.Module):
             raise ValueError(
                 f"indices: expected [B, T, q] with 1 <= q <= {len(self.stages)} stages, got {tuple(indices.shape)}"
             )
-        return sum(
-            stage.decode(of_stage, latent_shape)
-            for stage, of_stage in zip(self.stages, indices.unbind(dim=2), strict=False)
-        )
+        by_stage = zip(self._typed_stages(), indices.unbind(dim=2), strict=False)
+        first, *others = (stage.decode(of_stage, latent_shape) for stage, of_stage in by_stage)
+        return sum(others, first)
 
     def initialize_(self, x: Tensor, **options: Any) -> None:
         """Each stage's ``initialize_`` with the same options, on the residual of the stages before it."""
@@ -103,19 +104,24 @@ class ResidualVQ(nn.Module):
     @torch.no_grad()
     def _encode_stages(self, x: Tensor, initialize: dict[str, Any] | None = None) -> Tensor:
         """The indices ``[B, T, Q]``; with options, each stage is initialized before it encodes."""
-        first = self.stages[0]
+        stages = self._typed_stages()
+        first = stages[0]
         shape = None if first.token_layout.layout_of(x) is None else tuple(x.shape[1:])
         residual, indices = x.float() if isinstance(first, FastChannelVQ) else x, []
-        for stage in self.stages:
+        for stage in stages:
             if initialize is not None:
                 stage.initialize_(residual, **initialize)
             indices.append(stage.encode(residual))
             residual = residual - stage.decode(indices[-1], shape)
         return torch.stack(indices, dim=-1)
 
+    def _typed_stages(self) -> list[FastChannelVQ | ProjectedVQ]:
+        """The stages with the type that the constructor checked; a `ModuleList` holds any modules."""
+        return cast(list[FastChannelVQ | ProjectedVQ], list(self.stages))
+
     def _position_mask(self, x: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor | None:
         """bool ``[B, L]`` or ``[B, 1]``, as each stage takes it."""
-        sizes = self.stages[0].token_layout.positions(x)  # channels aside, those of the projected x too
+        sizes = self._typed_stages()[0].token_layout.positions(x)  # a projection changes channels only
         positions = None if sizes is None else prod(sizes)
         return token_mask(mask, lengths, batch=x.shape[0], positions=positions, num_tokens=positions or 1)
 

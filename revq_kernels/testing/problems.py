@@ -32,13 +32,13 @@ def contract_index(x: Tensor, codebook: Tensor, *, metric: str = "l2", weight: T
     with np.errstate(all="ignore"):
         for g in range(num_groups):
             for n in range(queries.shape[0]):
-                total = None
+                total = np.zeros(0, np.float32)
                 for j in range(code_dim):
                     difference = queries[n, g, j] - codes[g, :, j]
                     term = queries[n, g, j] * codes[g, :, j] if metric == "inner_product" else difference * difference
                     if weights is not None:
                         term = weights[n, g, j] * term
-                    total = term if total is None else total + term
+                    total = term if j == 0 else total + term
                 if metric == "inner_product":
                     total = -total
                 nan = np.flatnonzero(np.isnan(total))
