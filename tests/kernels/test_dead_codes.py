@@ -122,12 +122,12 @@ def test_two_calls_before_one_backward():
     assert x.grad.isfinite().all() and vq.codebook.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("anew", ["initialize_", "reset_"])
-def test_codes_that_are_set_begin_a_window(anew):
+@pytest.mark.parametrize("how", ["initialize_", "reset_"])
+def test_codes_that_are_set_begin_a_window(how):
     vq = FastChannelVQ(8, 4, dead_codes=ReplaceDeadCodes(every=2))
     for _ in range(2):
         vq(torch.randn(2, 1, 4) + 100)
-    vq.initialize_(torch.randn(2, 40, 4)) if anew == "initialize_" else vq.reset_()
+    vq.initialize_(torch.randn(2, 40, 4)) if how == "initialize_" else vq.reset_()
     before = vq.codebook.detach().clone()
     vq(torch.randn(2, 8, 4))
     assert not vq.dead_codes.moved.any() and torch.equal(vq.codebook, before)

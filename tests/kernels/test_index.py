@@ -164,7 +164,7 @@ def test_books():
     assert index.visited > 0.5 and "visited=" in repr(index)
 
 
-def test_refit_builds_anew_when_old_splits_have_cost_as_much_as_a_build():
+def test_refit_builds_again_when_old_splits_have_cost_as_much_as_a_build():
     x, codebook = torch.randn(512, 1, 4), torch.randn(1, 4096, 4)
     index = CodebookIndex(codebook)
     index.nearest_code(x)

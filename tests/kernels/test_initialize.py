@@ -37,7 +37,7 @@ def test_the_error_falls_and_separate_clusters_are_found():
     assert errors[-1] < errors[0]
 
 
-def test_empty_clusters_are_drawn_anew():
+def test_empty_clusters_are_drawn_again():
     """Equal vectors leave all codes but one without any."""
     x = torch.cat([torch.full((40, 1, 2), 5.0), torch.randn(3, 1, 2) + 9])
     empty = 0
