@@ -1,8 +1,8 @@
 """Counts per code, and the segment sum: values added up per code, as the gradient to the codebook needs.
 
 The segment sum has two forms.  The deterministic one sorts the rows by code (stable, so rows of one code stay in query
-order) and adds up runs of equal codes: pieces of 64 rows in order, then 64 of those sums, and so on.  A code with at most
-64 rows gets the reference's result bit for bit.  The atomic one adds in whatever order the device schedules.
+order) and adds up runs of equal codes: pieces of 64 rows in order, then 64 of those sums, and so on.  A code with at
+most 64 rows gets the reference's result bit for bit.  The atomic one adds in whatever order the device schedules.
 """
 
 import torch
@@ -33,8 +33,8 @@ def count_codes(indices, count, num_entries, num_groups, num_codes, BLOCK: tl.co
 def add_runs(segment, partial, stride, num_rows, D, FAN_IN: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
     """Every row whose place in its run is a multiple of stride * FAN_IN adds the next rows of the run, stride apart.
 
-    segment int64 [rows] is sorted; a run is a stretch of equal segments.  partial float32 [rows, D] is updated in place:
-    only one program reads and writes a row.
+    segment int64 [rows] is sorted; a run is a stretch of equal segments.  partial float32 [rows, D] is updated in
+    place: only one program reads and writes a row.
     """
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     exists = row < num_rows
@@ -151,7 +151,7 @@ def count_codes_(count: Tensor, indices: Tensor) -> None:
 
 
 def segment_sum(values: Tensor, indices: Tensor, num_codes: int) -> Tensor:
-    """values ``[..., G, d]``, indices int64 ``[..., G]`` -> sums float32 ``[G, K, d]``, equal bit for bit in every run."""
+    """values ``[..., G, d]``, indices int64 ``[..., G]`` -> sums float32 ``[G, K, d]``, deterministic."""
     num_groups, d = values.shape[-2:]
     total = torch.zeros(num_groups * num_codes, d, dtype=torch.float32, device=values.device)
     if indices.numel() == 0:

@@ -1,14 +1,16 @@
 """Address the rows of a tensor ``[..., G, d]`` of any strides, so that no contiguous copy of the queries is made."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
 
-class GroupedRows(NamedTuple):
+@dataclass(frozen=True)
+class GroupedRows:
     """A tensor ``[..., G, d]`` seen as ``[outer, inner, G, d]``: row n is (n // inner, n mod inner)."""
 
     tensor: Tensor

@@ -102,8 +102,8 @@ def compile_for(
 ) -> Compiled:
     """Compile a ``@triton.jit`` function for ``target`` (one of `TARGETS`); no device is needed.
 
-    ``signature`` gives the type of each run time argument (``"*fp32"``, ``"i64"``, ...), ``constexprs`` the value of all
-    others, including integer arguments that a launch would specialize because they are 1.  ``divisible`` names the
+    ``signature`` gives the type of each run time argument (``"*fp32"``, ``"i64"``, ...), ``constexprs`` the value of
+    all others, including integer arguments that a launch would specialize because they are 1.  ``divisible`` names the
     arguments that are multiples of 16, which a launch would detect.
 
     Raises:
@@ -120,8 +120,8 @@ def compile_for(
     shared = compiled.metadata.shared
     if target.startswith("sm_"):
         usage = _cuobjdump("--dump-resource-usage", compiled.asm["cubin"])
-        registers, stack = (int(re.search(rf"\b{name}:(\d+)", usage).group(1)) for name in ("REG", "STACK"))
-        return Compiled(target, registers, stack, shared, compiled.asm)
+        counts = {name: int(count) for name, count in re.findall(r"\b(REG|STACK):(\d+)", usage)}
+        return Compiled(target, counts["REG"], counts["STACK"], shared, compiled.asm)
     notes = _notes(compiled.asm["amdgcn"])
     return Compiled(target, notes.get("vgpr_count"), notes.get("private_segment_fixed_size"), shared, compiled.asm)
 

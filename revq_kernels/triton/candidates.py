@@ -1,12 +1,12 @@
 """Candidates of a search: the first passes collect them in lanes and list them, `rerank` computes their exact distance.
 
 Collecting.  The columns of a tile of codes are numbered
-``((outer_lane * OUTER_MEMBERS + outer_member) * INNER_LANES + inner_lane) * INNER_MEMBERS + inner_member``.  A *lane* is
-the pair (outer_lane, inner_lane), numbered ``outer_lane * INNER_LANES + inner_lane``.  A *step* is CELL_TILES
-consecutive tiles, and a *cell* is one lane over one step.  Scores are positive float32, whose bits order as the floats
-do, so all comparisons are of int32.  For every query and lane, a program keeps the three smallest cells, each as one
-*entry*: the smallest score of the cell, with the low ID_BITS replaced by the number of the step.  No index of a code is
-carried through the loop; `rerank` finds it by computing the exact distance to the few codes of each listed cell.
+``((outer_lane * OUTER_MEMBERS + outer_member) * INNER_LANES + inner_lane) * INNER_MEMBERS + inner_member``.
+A *lane* is the pair (outer_lane, inner_lane), numbered ``outer_lane * INNER_LANES + inner_lane``.  A *step* is
+CELL_TILES consecutive tiles, and a *cell* is one lane over one step.  Scores are positive float32, whose bits order as
+the floats do, so all comparisons are of int32.  For every query and lane, a program keeps the three smallest cells,
+each as one *entry*: the smallest score of the cell, with the low ID_BITS replaced by the number of the step.  No index
+of a code is carried through the loop; `rerank` finds it by computing the exact distance to the few codes of each cell.
 
 An initial codebook drawn from the data has many duplicate codes.  Three cells per lane rather than one, because a
 duplicate of the nearest code lies in another lane, or in another cell of the same lane, and is then listed as well.
@@ -15,6 +15,9 @@ Only a query whose third cell in some lane is within its limit may miss a candid
 Reranking.  The exact distance is the contract's (docs/design.md): every operation rounded to float32, in index order,
 without fused multiply-adds.
 """
+
+# mypy: disable-error-code="assignment,misc"
+# Triton unrolls loops over tuples, so that a variable holds tuples of several lengths.
 
 import triton
 import triton.language as tl
@@ -54,7 +57,7 @@ def lane_minimum(
     INNER_MEMBERS: tl.constexpr,
     INLINE_ASM: tl.constexpr,
 ):
-    """The minimum of cell int32 [Q, lanes] and, lane by lane, of the columns of a tile's scores, bits int32 [Q, columns]."""
+    """cell int32 [Q, lanes], lowered to the smallest of the tile's scores in each lane; bits: int32 [Q, columns]."""
     LANES: tl.constexpr = OUTER_LANES * INNER_LANES
     MEMBERS: tl.constexpr = OUTER_MEMBERS * INNER_MEMBERS
     columns = tl.reshape(bits, [bits.shape[0], OUTER_LANES, OUTER_MEMBERS, INNER_LANES, INNER_MEMBERS])

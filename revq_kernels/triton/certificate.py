@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 RANGE = 1024.0
-"""A code with |c'| above RANGE is an outlier.  A form with float16 operands sets its vector to 0, its score > RANGE^2."""
+"""A code with |c'| above RANGE is an outlier.  With float16 operands its vector becomes 0, its score > RANGE^2."""
 
 MAX_QUERY_NORM = (RANGE / 4) ** 2
 """Largest |x'|^2 for a first pass: the fallback searches queries above it and queries that are not finite."""
@@ -37,7 +37,7 @@ ULP = 2.0**-24
 """Half a unit in the last place of float32: the largest relative error of one operation rounded to nearest."""
 
 MMA_LOSS = 2.0**-22
-"""Assumed error of one rounding inside an MMA, relative to the largest magnitude; measured hardware stays below 2^-23."""
+"""Assumed error of one rounding inside an MMA, relative to the largest operand; measured hardware loses up to 2^-23."""
 
 TEST_ROWS = 64
 """Vectors on each side of the self-test's product; the widest MMA instruction takes as many."""
@@ -241,7 +241,7 @@ def _without_subnormals(values: Tensor) -> Tensor:
 
 
 def error_over_bound(left: Tensor, right: Tensor, product: Tensor) -> float:
-    """The largest error of a product [R, R], divided by the error that the certificate allows; inf if there is a NaN."""
+    """The largest error of a product [R, R], divided by the error that the certificate allows; inf for a NaN."""
     terms = left.double()[:, None, :] * right.double()[None, :, :]
     allowed = mma_roundings(terms.shape[-1]) * MMA_LOSS * terms.abs().sum(-1)
     error = (product.double() - terms.sum(-1)).abs()

@@ -1,14 +1,17 @@
-"""The kernels around a first pass: `prepare` initializes the workspace, `direct_search` and `fallback` search all codes.
+"""Kernels around a first pass: `prepare` initializes the workspace, `direct_search` and `fallback` search all codes.
 
 The direct form compares the query with all codes by the contract's exact distance (docs/design.md): every operation
 rounded to float32, none fused, hence these two kernels must be launched with ``enable_fp_fusion=False``.  A NaN becomes
--1, which no distance is, so that plain comparisons of floats follow the contract's keys.  On NVIDIA cards (INLINE_ASM) a
-maximum with -1 does that in one instruction, for a NaN of either sign and any payload.  Columns past the last code read
-the last code again: their keys have its distance and a higher index, so they never win and need no mask.
+-1, which no distance is, so that plain comparisons of floats follow the contract's keys.  On NVIDIA cards (INLINE_ASM)
+a maximum with -1 does that in one instruction, for a NaN of either sign and any payload.  Columns past the last code
+read the last code again: their keys have its distance and a higher index, so they never win and need no mask.
 
 D <= REGISTER_DIMS keeps the elements of the queries in registers; otherwise a loop over DIM_STEP dimensions at a time
 loads them again for each tile of codes.  ``rows`` is the number of queries per group, below 2^31 - 2^16.
 """
+
+# mypy: disable-error-code="assignment,misc"
+# Triton unrolls loops over tuples, so that a variable holds tuples of several lengths.
 
 import triton
 import triton.language as tl

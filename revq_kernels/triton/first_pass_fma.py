@@ -3,13 +3,16 @@
     S = |c'|^2 + T - 2 x'.c'        with x' = (x - center) * scale and c' alike
 
 One code costs a chain of d operations and a minimum.  No score of a finite code is negative, so their bits order as
-integers do.  Codes far out of range need no special case: their norms outweigh the products.  The score of a code that is
-not finite is infinity or NaN.  NVIDIA's arithmetic returns the NaN 0x7fffffff only, which as an integer is above every
-score; on other hardware (INLINE_ASM is False) such a code is multiplied as zeros instead.
+integers do.  Codes far out of range need no special case: their norms outweigh the products.  The score of a code that
+is not finite is infinity or NaN.  NVIDIA's arithmetic returns the NaN 0x7fffffff only, which as an integer is above
+every score; on other hardware (INLINE_ASM is False) such a code is multiplied as zeros instead.
 
 D <= REGISTER_DIMS keeps the elements of the queries in registers; otherwise a loop over DIM_STEP dimensions at a time
 loads them again for each tile of codes.
 """
+
+# mypy: disable-error-code="assignment,misc"
+# Triton unrolls loops over tuples, so that a variable holds tuples of several lengths.
 
 import triton
 import triton.language as tl
@@ -60,7 +63,8 @@ def register_scores(
     """
     values = ()
     for j in tl.static_range(D):
-        values = values + (scaled(tl.load(code + j * stride), group_scale, offsets[j]),)  # noqa: RUF005 (Triton has no unpacking)
+        value = scaled(tl.load(code + j * stride), group_scale, offsets[j])
+        values = values + (value,)  # noqa: RUF005 (Triton has no unpacking)
     norm = values[0] * values[0]
     for j in tl.static_range(1, D):
         norm = tl.fma(values[j], values[j], norm)

@@ -2,8 +2,8 @@
 
 The first pass for short vectors rounds codes as it reads them, once per block of queries.  That work grows with d; from
 MIN_LONG_D on it is cheaper to round every vector once, into float16 rows in the workspace with their norms.  Those rows
-are contiguous and aligned, so the matrix product needs no masks, strides or conversions.  Every row is padded with zeros
-to PITCH elements, and every group to whole blocks of rows; rows of padding have a norm that keeps them out of the result.
+are contiguous and aligned, so the matrix product needs no masks, strides or conversions.  Every row is padded with
+zeros to PITCH elements, and every group to whole blocks of rows, whose norms keep them out of the result.
 
 `first_pass_long` keeps its queries (packed with a factor -2), streams codes past them, and starts each product from the
 code's norm and T, added in float32:
@@ -12,6 +12,9 @@ code's norm and T, added in float32:
 
 Lanes, entries and candidates are as for short vectors (candidates.py).
 """
+
+# mypy: disable-error-code="assignment,misc"
+# Triton unrolls loops over tuples, so that a variable holds tuples of several lengths.
 
 import triton
 import triton.language as tl
@@ -61,7 +64,7 @@ def pack_codes(
 ):
     """Program (b, g): the b-th ROWS codes, counted from ``first_code``, of group ``first_group`` + g.
 
-    ``packed_codes`` is a multiple of ROWS.  ``low`` is not written with PRODUCTS = 1.  PADDED_D: a power of two >= PITCH.
+    ``packed_codes`` is a multiple of ROWS.  PRODUCTS = 1 does not write ``low``.  PADDED_D: a power of two >= PITCH.
 
     The vector of an outlier is 0.  The norm of a code with a NaN is far below zero, and so are its scores: no valid
     score is negative, so a program that finds one knows that it has met a NaN.
@@ -125,8 +128,8 @@ def pack_queries(
 ):
     """Program (b, g): the b-th ROWS queries of group ``first_group`` + g, times -2.
 
-    ``packed_rows`` is a multiple of ROWS.  A query that is out of range becomes ``uncertified``; its vector is 0 and its
-    norm -1, as for rows of padding.
+    ``packed_rows`` is a multiple of ROWS.  A query that is out of range becomes ``uncertified``; its vector is 0 and
+    its norm -1, as for rows of padding.
     """
     group = tl.program_id(1).to(tl.int64) + first_group
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -198,8 +201,8 @@ def first_pass_long(
     """Program (b, s): the b-th BLOCK_QUERIES rows, all groups one after another; the s-th codes_per_split codes.
 
     packed_rows is a multiple of BLOCK_QUERIES, packed_codes of BLOCK_CODES.  DEPTHS: depths of the matrix products,
-    powers of two >= 16 that add up to PITCH.  codes_per_split: a multiple of BLOCK_CODES * CELL_TILES, at most 2^ID_BITS
-    times it.  STAGES: 2 loads the next tile of codes while one is multiplied; shared memory then holds both.
+    powers of two >= 16 that add up to PITCH.  codes_per_split: a multiple of BLOCK_CODES * CELL_TILES, at most
+    2^ID_BITS times it.  STAGES: 2 loads the next tile of codes while one is multiplied; shared memory then holds both.
     """
     blocks = packed_rows // BLOCK_QUERIES
     packed_group = (tl.program_id(0) // blocks).to(tl.int64)

@@ -5,9 +5,9 @@ float16 as it reads them.  The product of [-2x, 256, 1/8, 0, ...] and [c, hi, lo
 
     S = |c|^2 + T - 2 x.c        where 256 hi + lo/8 = |c|^2 + T      (norms of the rounded vectors),
 
-and T keeps it positive, so that the loop over codes computes one minimum per score and nothing else.  The norm takes two
-slots of the product's depth that would otherwise be padding; where d leaves no room, a second product of depth 16 adds
-it.  With PRODUCTS = 3 every value is the sum of two float16, and S includes hi*hi + hi*lo + lo*hi of x.c.
+and T keeps it positive, so that the loop over codes computes one minimum per score and nothing else.  The norm takes
+two slots of the product's depth that would otherwise be padding; where d leaves no room, a second product of depth 16
+adds it.  With PRODUCTS = 3 every value is the sum of two float16, and S includes hi*hi + hi*lo + lo*hi of x.c.
 
 The functions that round to float16 also serve first_pass_long.py.
 """
@@ -29,7 +29,7 @@ _PAD = tl.constexpr(certificate.SCORE_PAD)
 
 @triton.jit
 def centered(raw, scaled_center, scale):
-    """(raw - center) * scale for rows [R, dims] and one scaled center [dims]; rounds once, as scale is a power of two."""
+    """(raw - center) * scale for rows [R, dims] and one scaled center [dims]; rounds once: scale is a power of 2."""
     factor = tl.zeros(raw.shape, tl.float32) + scale
     return tl.fma(raw.to(tl.float32), factor, tl.broadcast_to(-scaled_center[None, :], raw.shape))
 

@@ -6,6 +6,7 @@ form computes the exact distance to all codes for every query.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -130,7 +131,8 @@ class Packed(NamedTuple):
         return self.high, self.low, self.norm
 
 
-class QueryChunk(NamedTuple):
+@dataclass(frozen=True)
+class QueryChunk:
     """Queries that pass through all launches together, and where their results go."""
 
     rows: GroupedRows
@@ -344,17 +346,18 @@ def long_launches(chunk: QueryChunk, plan: LongPlan, config: FirstPassConfig, in
     state = (workspace.scale, *workspace.flags, *workspace.entries)
     for first_group in range(0, num_groups, plan.groups_per_chunk):
         groups = min(plan.groups_per_chunk, num_groups - first_group)
-        sizes = (first_group, rows, num_groups, packed_rows)
-        arguments = (*chunk.query_arguments, *workspace.groups, *queries, workspace.uncertified, *sizes)
-        yield Launch(pack_queries, (packed_rows // pack["ROWS"], groups), arguments, pack, PACK_WARPS, fp_fusion=True)
+        query_target = (*queries, workspace.uncertified)
+        query_sizes = (first_group, rows, num_groups, packed_rows)
+        arguments = (*chunk.query_arguments, *workspace.groups, *query_target, *query_sizes)
+        grid = (packed_rows // pack["ROWS"], groups)
+        yield Launch(pack_queries, grid, arguments, pack, PACK_WARPS, fp_fusion=True)
         for first_code in range(0, num_codes, plan.codes_per_chunk):
             left = min(plan.codes_per_chunk, num_codes - first_code)
             packed_codes = triton.cdiv(left, config.block_codes) * config.block_codes
-            sizes = (first_group, first_code, num_codes, packed_codes)
-            arguments = (*chunk.code_arguments, *workspace.groups, *codes.codes, *sizes)
-            yield Launch(
-                pack_codes, (packed_codes // pack["ROWS"], groups), arguments, pack, PACK_WARPS, fp_fusion=True
-            )
+            code_sizes = (first_group, first_code, num_codes, packed_codes)
+            arguments = (*chunk.code_arguments, *workspace.groups, *codes.codes, *code_sizes)
+            grid = (packed_codes // pack["ROWS"], groups)
+            yield Launch(pack_codes, grid, arguments, pack, PACK_WARPS, fp_fusion=True)
             sizes = (rows, packed_rows, num_groups, first_group, first_code, packed_codes, plan.codes_per_split)
             arguments = (*queries, *codes.codes, *state, *sizes)
             grid = (groups * query_blocks, triton.cdiv(left, plan.codes_per_split))

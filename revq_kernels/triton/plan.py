@@ -292,7 +292,7 @@ def default_first_pass(form: str, d: int, arch: str, contiguous: bool = True) ->
 
 
 def _long_tile(d: int, arch: str) -> tuple[int, int, int, int]:
-    """(queries, codes, tiles of a cell, warps) over packed rows: queries stay in shared memory, two tiles of codes too."""
+    """(queries, codes, cell tiles, warps) for packed rows; shared memory holds the queries and two tiles of codes."""
     if arch.startswith("gfx"):
         return (64, 32, 16, 4) if d > 256 else (64, 64, 16, 4) if d > 128 else (64, 128, 8, 8)
     if arch in ("sm_80", "sm_86", "sm_89"):

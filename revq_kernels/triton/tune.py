@@ -11,6 +11,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -85,7 +86,7 @@ def tune(form: str, shape: tuple[int, int, int, int], target: Target) -> tuple[F
             continue
         if not torch.equal(indices, expected):
             raise RuntimeError(f"{config}: returned a wrong index, so nothing is tuned")
-        times[config] = median_ms(lambda plan=plan: search(x, codebook, indices, None, None, plan))
+        times[config] = median_ms(partial(search, x, codebook, indices, None, None, plan))
         print(f"  {times[config]:8.3f} ms  {config}", flush=True)
     best = min(times, key=times.__getitem__)
     return best, times[best], next(iter(times.values()))

@@ -121,7 +121,7 @@ def test_instructions_of_the_tensor_core_form(d, products, most):
 
 @pytest.mark.parametrize(("d", "most"), [(64, 3.2), (256, 8)])
 def test_instructions_of_the_tensor_core_form_for_long_vectors(d, most):
-    """There is one loop over tiles; the update of the lanes, taken once per cell, is counted as if taken in every tile."""
+    """One loop over tiles: the update of the lanes, taken once per cell, is counted as if taken in every tile."""
     kernel, launch = compiled("sm_90", "tensor_core", d, "first_pass_long")
     sizes = launch.constants
     pairs = sizes["BLOCK_QUERIES"] * sizes["BLOCK_CODES"] // (32 * launch.num_warps)
