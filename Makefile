@@ -9,7 +9,7 @@
 #   make PY=python demo  use the active environment, with the torch that is in it (never replaced)
 
 TORCH ?= 2.13.0
-SOURCES := pyproject.toml setup.py $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.inl)
+SOURCES := pyproject.toml setup.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl')
 
 ifeq ($(origin PY), undefined)
 PY := .venv/bin/python

@@ -4,8 +4,8 @@
 
 #include <torch/csrc/stable/ops.h>
 
-#include "float_mode.h"
-#include "search.h"
+#include "core/float_mode.h"
+#include "cpu/search.h"
 
 namespace revq {
 namespace {

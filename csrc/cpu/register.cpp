@@ -6,8 +6,8 @@
 #include <optional>
 #include <tuple>
 
-#include "search.h"
-#include "tile.h"
+#include "cpu/search.h"
+#include "cpu/search/exact.h"
 
 namespace revq {
 namespace {

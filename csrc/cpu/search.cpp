@@ -1,6 +1,6 @@
 // The search: blocks of queries times ranges of codes, shared out to the threads.  An item's smallest keys go to the
 // output by an atomic minimum, so the result depends on no order; the last item of a block gathers and counts.
-#include "search.h"
+#include "cpu/search.h"
 
 #include <algorithm>
 #include <atomic>
@@ -8,9 +8,9 @@
 #include <memory>
 #include <new>
 
-#include "block.h"
-#include "key.h"
-#include "work_queue.h"
+#include "cpu/search/block.h"
+#include "cpu/search/key.h"
+#include "core/parallel.h"
 
 namespace revq {
 namespace {

@@ -1,7 +1,7 @@
 // Fused grouped nearest-code search, and what follows it in the same pass.
 #pragma once
 
-#include "../common/problem.h"
+#include "core/tensors.h"
 
 namespace revq {
 

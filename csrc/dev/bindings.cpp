@@ -8,11 +8,11 @@
 #include <memory>
 #include <stdexcept>
 
-#include "../cpu/block.h"
-#include "../cpu/float_mode.h"
-#include "../cpu/index_walk.h"
-#include "../cpu/key.h"
-#include "../cpu/tile.h"
+#include "cpu/search/block.h"
+#include "core/float_mode.h"
+#include "cpu/index/kernels.h"
+#include "cpu/search/key.h"
+#include "cpu/search/exact.h"
 
 namespace py = pybind11;
 

@@ -1,5 +1,5 @@
 // A tile of packed codes at a time.  The result is the contract's by construction: no bound is needed.
-#include "direct.h"
+#include "cpu/search/direct.h"
 
 #include <algorithm>
 

@@ -4,8 +4,8 @@
 
 #include <torch/csrc/stable/ops.h>
 
-#include "index.h"
-#include "work_queue.h"
+#include "cpu/index/tree.h"
+#include "core/parallel.h"
 
 namespace revq {
 namespace {

@@ -3,8 +3,8 @@
 #include <atomic>
 #include <vector>
 
-#include "index.h"
-#include "work_queue.h"
+#include "cpu/index/tree.h"
+#include "core/parallel.h"
 
 namespace revq {
 namespace {

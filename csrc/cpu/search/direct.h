@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "first_pass.h"
-#include "tile.h"
+#include "cpu/search/kernels.h"
+#include "cpu/search/exact.h"
 
 namespace revq {
 

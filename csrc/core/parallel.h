@@ -8,7 +8,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
-#include "float_mode.h"
+#include "core/float_mode.h"
 
 namespace revq {
 

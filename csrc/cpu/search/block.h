@@ -6,9 +6,9 @@
 #include <memory>
 #include <vector>
 
-#include "certificate.h"
-#include "direct.h"
-#include "first_pass.h"
+#include "cpu/search/certificate.h"
+#include "cpu/search/direct.h"
+#include "cpu/search/kernels.h"
 
 namespace revq {
 

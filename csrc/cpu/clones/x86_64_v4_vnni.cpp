@@ -6,13 +6,13 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 
-#include "certificate.h"
-#include "first_pass.h"
+#include "cpu/search/certificate.h"
+#include "cpu/search/kernels.h"
 #define REVQ_LANES 16
 
 namespace revq::x86_64_v4_vnni {
-#include "simd.inl"
-#include "score.inl"
-#include "rounded.inl"
+#include "core/simd.inl"
+#include "cpu/search/scores.inl"
+#include "cpu/search/int16.inl"
 }  // namespace revq::x86_64_v4_vnni
 #endif

@@ -3,17 +3,17 @@
 #pragma GCC target("arch=x86-64-v3")
 #include <immintrin.h>
 
-#include "certificate.h"
-#include "first_pass.h"
-#include "tile.h"
+#include "cpu/search/certificate.h"
+#include "cpu/search/kernels.h"
+#include "cpu/search/exact.h"
 #define REVQ_LANES 8
 
 namespace revq::x86_64_v3 {
-#include "tile.inl"
-#include "simd.inl"
-#include "score.inl"
-#include "pack.inl"
-#include "candidates.inl"
-#include "rounded.inl"
+#include "cpu/search/exact.inl"
+#include "core/simd.inl"
+#include "cpu/search/scores.inl"
+#include "cpu/search/pack.inl"
+#include "cpu/search/candidates.inl"
+#include "cpu/search/int16.inl"
 }  // namespace revq::x86_64_v3
 #endif

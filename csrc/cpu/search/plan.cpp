@@ -1,7 +1,7 @@
 // The sizes of a search, in one place: which form, how many queries and codes at a time.  None changes a result.
 #include <algorithm>
 
-#include "block.h"
+#include "cpu/search/block.h"
 
 namespace revq {
 namespace {

@@ -6,16 +6,16 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 
-#include "certificate.h"
-#include "first_pass.h"
-#include "tile.h"
+#include "cpu/search/certificate.h"
+#include "cpu/search/kernels.h"
+#include "cpu/search/exact.h"
 #define REVQ_LANES 16
 
 namespace revq::x86_64_v4 {
-#include "tile.inl"
-#include "simd.inl"
-#include "score.inl"
-#include "pack.inl"
-#include "candidates.inl"
+#include "cpu/search/exact.inl"
+#include "core/simd.inl"
+#include "cpu/search/scores.inl"
+#include "cpu/search/pack.inl"
+#include "cpu/search/candidates.inl"
 }  // namespace revq::x86_64_v4
 #endif

@@ -3,13 +3,13 @@
 #pragma GCC target("arch=x86-64-v3")
 #include <immintrin.h>
 
-#include "index_walk.h"
+#include "cpu/index/kernels.h"
 #define REVQ_WALK_ISA 1
 
 namespace revq::x86_64_v3 {
-#include "index_lanes.inl"
-#include "index_walk.inl"
-#include "index_leaves.inl"
-#include "index_hash.inl"
+#include "cpu/index/lanes.inl"
+#include "cpu/index/walk.inl"
+#include "cpu/index/leaves.inl"
+#include "cpu/index/hash.inl"
 }  // namespace revq::x86_64_v3
 #endif

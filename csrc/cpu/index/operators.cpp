@@ -5,7 +5,7 @@
 
 #include <tuple>
 
-#include "index.h"
+#include "cpu/index/tree.h"
 
 namespace revq {
 namespace {

@@ -15,8 +15,8 @@
 #include <array>
 #include <stdexcept>
 
-#include "index.h"
-#include "work_queue.h"
+#include "cpu/index/tree.h"
+#include "core/parallel.h"
 
 namespace revq {
 namespace {

@@ -5,13 +5,13 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // gcc 12 warns of its own header (its bug 105593)
 #include <immintrin.h>
 
-#include "index_walk.h"
+#include "cpu/index/kernels.h"
 #define REVQ_WALK_ISA 2
 
 namespace revq::x86_64_v4 {
-#include "index_lanes.inl"
-#include "index_walk.inl"
-#include "index_leaves.inl"
-#include "index_hash.inl"
+#include "cpu/index/lanes.inl"
+#include "cpu/index/walk.inl"
+#include "cpu/index/leaves.inl"
+#include "cpu/index/hash.inl"
 }  // namespace revq::x86_64_v4
 #endif

@@ -1,6 +1,6 @@
 // Which clone of the kernels runs: decided once, by what the processor says it has.
-#include "first_pass.h"
-#include "tile.h"
+#include "cpu/search/kernels.h"
+#include "cpu/search/exact.h"
 
 namespace revq {
 

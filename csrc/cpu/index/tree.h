@@ -3,9 +3,9 @@
 
 #include <vector>
 
-#include "../common/problem.h"
-#include "index_layout.h"
-#include "index_walk.h"
+#include "core/tensors.h"
+#include "cpu/index/layout.h"
+#include "cpu/index/kernels.h"
 
 namespace revq {
 

@@ -1,12 +1,12 @@
 // The walk for any processor, and the choice of a clone.
-#include "index_walk.h"
+#include "cpu/index/kernels.h"
 #define REVQ_WALK_ISA 0
 
 namespace revq::baseline {
-#include "index_lanes.inl"
-#include "index_walk.inl"
-#include "index_leaves.inl"
-#include "index_hash.inl"
+#include "cpu/index/lanes.inl"
+#include "cpu/index/walk.inl"
+#include "cpu/index/leaves.inl"
+#include "cpu/index/hash.inl"
 }  // namespace revq::baseline
 
 namespace revq {

@@ -1,5 +1,5 @@
 // Per run of codes: scores of all pairs, then per query the cells that the certificate cannot exclude, by D.
-#include "block.h"
+#include "cpu/search/block.h"
 
 #include <algorithm>
 #include <bit>
@@ -7,7 +7,7 @@
 #include <cstring>
 #include <limits>
 
-#include "key.h"
+#include "cpu/search/key.h"
 
 namespace revq {
 namespace {

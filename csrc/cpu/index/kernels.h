@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "index_layout.h"
-#include "tile.h"
+#include "cpu/index/layout.h"
+#include "cpu/search/exact.h"
 
 namespace revq {
 
