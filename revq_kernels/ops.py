@@ -37,8 +37,6 @@ SCHEMAS = {
 INDEX_SCHEMAS = {
     "index_build": "(Tensor codebook) -> (Tensor, Tensor, Tensor, Tensor)",
     "index_refit_": "(Tensor(a!) panels, Tensor ids, Tensor(b!) boxes, Tensor(c!) finite, Tensor codebook) -> ()",
-    "index_matches": "(Tensor panels, Tensor ids, Tensor boxes, Tensor finite, Tensor codebook) -> bool",
-    "index_digest": "(Tensor codebook) -> Tensor",
     "index_search": "(Tensor x, Tensor panels, Tensor ids, Tensor boxes, Tensor finite, SymInt num_codes)"
     " -> (Tensor, Tensor)",
 }

@@ -1,4 +1,4 @@
-// Keeps denormals for the life of an object: the contract's D needs them, whatever torch.set_flush_denormal says.
+// Keeps denormals during the life of an object: exact distances need them, whatever torch.set_flush_denormal says.
 #pragma once
 
 #if defined(__SSE__)
@@ -19,7 +19,7 @@ class KeepDenormals {
   }
   ~KeepDenormals() { asm volatile("msr fpcr, %0" ::"r"(saved_)); }
 #else
-#error "say here how this processor keeps denormals: the exactness contract depends on it"
+#error "this processor needs its own way to keep denormals: the exactness contract depends on it"
 #endif
   KeepDenormals(const KeepDenormals&) = delete;
   KeepDenormals& operator=(const KeepDenormals&) = delete;

@@ -1,45 +1,55 @@
-// Which clone of the kernels runs: decided once, by what the processor says it has.
-#include "cpu/search/kernels.h"
-#include "cpu/search/exact.h"
+// Asks the processor once, feature by feature: compilers differ in the names that they have for architecture levels.
+#include "core/isa.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 namespace revq {
+namespace {
+
+#if defined(__x86_64__)
+// Bits of the register ecx of a cpuid leaf: features that clang 14 has no name for.
+bool cpuid_ecx(unsigned leaf, unsigned bits) {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(leaf, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bits) == bits;
+}
+#endif
+
+#if REVQ_X86_CLONES
+// The names of AVX and AVX-512 cover the operating system too: it has to save the registers.
+bool has_v3() {
+  constexpr unsigned kMovbe = 1u << 22, kLzcnt = 1u << 5;
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
+         __builtin_cpu_supports("fma") && __builtin_cpu_supports("popcnt") && cpu_has_f16c() && cpuid_ecx(1, kMovbe) &&
+         cpuid_ecx(0x80000001, kLzcnt);
+}
+
+bool has_v4() {
+  return has_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+}  // namespace
+
+bool cpu_has_f16c() {
+#if defined(__x86_64__)
+  constexpr unsigned kF16c = 1u << 29;
+  static const bool has = __builtin_cpu_supports("avx") && cpuid_ecx(1, kF16c);
+  return has;
+#else
+  return false;
+#endif
+}
 
 int cpu_isa() {
 #if REVQ_X86_CLONES
-  static const int isa = __builtin_cpu_supports("x86-64-v4")   ? __builtin_cpu_supports("avx512vnni") ? 3 : 2
-                         : __builtin_cpu_supports("x86-64-v3") ? 1
-                                                               : 0;
+  static const int isa = !has_v3() ? 0 : !has_v4() ? 1 : !__builtin_cpu_supports("avx512vnni") ? 2 : 3;
   return isa;
 #else
   return 0;
 #endif
-}
-
-SearchTile search_tile(int isa) {
-  if (isa == 0) return baseline::search_tile;
-#if REVQ_X86_CLONES
-  if (isa == 1) return x86_64_v3::search_tile;
-  if (isa == 2 || isa == 3) return x86_64_v4::search_tile;
-#endif
-  return nullptr;
-}
-
-const FirstPass* first_pass(int isa) {
-  if (isa == 0) return &baseline::first_pass;
-#if REVQ_X86_CLONES
-  if (isa == 1) return &x86_64_v3::first_pass;
-  if (isa == 2 || isa == 3) return &x86_64_v4::first_pass;
-#endif
-  return nullptr;
-}
-
-// AVX-512 without VNNI multiplies and adds in two instructions, as many as two fused multiply-adds are.
-const RoundedPass* rounded_pass(int isa) {
-#if REVQ_X86_CLONES
-  if (isa == 1) return &x86_64_v3::rounded_pass;
-  if (isa == 3) return &x86_64_v4_vnni::rounded_pass;
-#endif
-  return nullptr;
 }
 
 }  // namespace revq

@@ -1,5 +1,5 @@
-// Items of uneven length, shared out a few at a time: a thread that finishes early takes the next.  Items own their
-// outputs, so no result depends on who did which.
+// Shares out items of uneven length, a few at a time: a thread that finishes early takes the next ones.  Items own their
+// outputs, so no result depends on which thread did which item.
 #pragma once
 
 #include <algorithm>
@@ -12,11 +12,11 @@
 
 namespace revq {
 
-// Items, per thread and at least, where there are as many: with fewer, one slow thread is waited for.
+// Items per thread, at least, where there are so many: with fewer, all threads wait for one slow one.
 constexpr int64_t kItemsPerThread = 4;
 
-// Calls work(next) on at most all of torch's threads, once on each; next() gives the number of an item not yet taken, or
-// -1.  A thread takes up to `together` neighboring items at a time.
+// Calls work(next) once on each of torch's threads, or on fewer where there are fewer items; next() gives the number of an
+// item that no thread has taken, or -1.  A thread takes up to `together` neighboring items at a time.
 template <typename Work>
 void share_work(int64_t items, const Work& work, int64_t together = 1) {
   std::atomic<int64_t> taken{0};

@@ -1,10 +1,10 @@
-// The sizes every kernel takes, and how a kernel reads a tensor of any strides and any of the three input types.
+// How a kernel reads and writes tensors: any strides, and any of the three input types.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
@@ -14,15 +14,13 @@
 #include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/Half.h>
 
+#include "core/isa.h"
+#include "core/sizes.h"
+
 namespace revq {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-// N queries per group, G groups, K codes per codebook, d numbers per code.
-struct Problem {
-  int64_t N, G, K, d;
-};
 
 inline const char* name_of_input_types() { return "float32, bfloat16 or float16"; }
 
@@ -38,7 +36,7 @@ inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
 template <typename T>
 void load_row(const void* base, int64_t offset, int64_t stride, int64_t count, float* out) {
   const T* row = static_cast<const T*>(base) + offset;
-  if (stride == 1) {  // for the compiler: contiguous numbers are read as vectors
+  if (stride == 1) {  // a loop of its own, which the compiler vectorizes
     for (int64_t j = 0; j < count; ++j) out[j] = static_cast<float>(row[j]);
     return;
   }
@@ -51,8 +49,8 @@ void store_row(void* base, int64_t offset, int64_t count, const float* in) {
   for (int64_t j = 0; j < count; ++j) row[j] = static_cast<T>(in[j]);
 }
 
-#if defined(__x86_64__) && defined(__GNUC__)
-// The processor's own conversion of float16, exact as the other and many times as fast.  Returns how many it converted.
+#if defined(__x86_64__)
+// The conversion of float16 by the processor: as exact, and many times as fast.  Returns how many it converted.
 __attribute__((target("avx,f16c"))) inline int64_t load_halves(const void* base, int64_t count, float* out) {
   const auto* from = static_cast<const uint16_t*>(base);
   int64_t j = 0;
@@ -68,8 +66,7 @@ __attribute__((target("avx,f16c"))) inline int64_t load_halves(const void* base,
 
 inline void load_half_row(const void* base, int64_t offset, int64_t count, float* out) {
   const auto* row = static_cast<const c10::Half*>(base) + offset;
-  static const bool fast = __builtin_cpu_supports("avx") && __builtin_cpu_supports("f16c");
-  const int64_t done = fast ? load_halves(row, count, out) : 0;
+  const int64_t done = cpu_has_f16c() ? load_halves(row, count, out) : 0;
   load_row<c10::Half>(row, done, 1, count - done, out + done);
 }
 #else
@@ -78,7 +75,7 @@ inline void load_half_row(const void* base, int64_t offset, int64_t count, float
 }
 #endif
 
-// Rows of d numbers, converted exactly to float32.
+// Reads `count` elements `stride` apart, converted exactly to float32.
 inline void load(ScalarType type, const void* base, int64_t offset, int64_t stride, int64_t count, float* out) {
   if (type == ScalarType::Float) return load_row<float>(base, offset, stride, count, out);
   if (type == ScalarType::BFloat16) return load_row<c10::BFloat16>(base, offset, stride, count, out);
@@ -92,7 +89,7 @@ inline void store(ScalarType type, void* base, int64_t offset, int64_t count, co
   store_row<c10::Half>(base, offset, count, in);
 }
 
-// A tensor [..., G, d] of any strides, read a row at a time: no contiguous copy of it is ever made.
+// A tensor [..., G, d] of any strides, read a row at a time: no contiguous copy of it is made.
 class GroupedRows {
  public:
   explicit GroupedRows(const Tensor& tensor) : data_(tensor.const_data_ptr()), type_(tensor.scalar_type()) {
@@ -120,7 +117,7 @@ class GroupedRows {
       offset += (row % sizes_[i]) * strides_[i];
       row /= sizes_[i];
     }
-    if (!sizes_.empty()) offset += row * strides_[0];  // no division where there is one leading dimension
+    if (!sizes_.empty()) offset += row * strides_[0];  // without a division where there is one leading dimension
     load(type_, data_, offset, element_stride_, width_, out);
   }
 
@@ -144,7 +141,7 @@ class Codebook {
     load(type_, data_, group * strides_[0] + code * strides_[1], strides_[2], width_, out);
   }
 
-  // Some rows that follow each other.
+  // Reads `count` consecutive rows.
   void read_rows(int64_t group, int64_t first, int64_t count, float* out) const {
     if (strides_[1] == width_ && (strides_[2] == 1 || width_ == 1)) {
       return load(type_, data_, group * strides_[0] + first * strides_[1], 1, count * width_, out);
@@ -152,7 +149,7 @@ class Codebook {
     for (int64_t i = 0; i < count; ++i) read(group, first + i, out + i * width_);
   }
 
-  // A group's rows where they can be used as they stand, row_stride() apart, else nullptr.
+  // The rows of a group, row_stride() apart, where they can be used without a copy; else nullptr.
   const float* rows(int64_t group) const {
     if (type_ != ScalarType::Float || (strides_[2] != 1 && width_ > 1)) return nullptr;
     return static_cast<const float*>(data_) + group * strides_[0];

@@ -1,19 +1,11 @@
-// The kernels for any processor.
-#if defined(__SSE__)
-#include <immintrin.h>
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-#endif
+// The kernels for any processor: SSE2 on x86-64, NEON on arm64, else plain vector extensions.
+#include <utility>
 
+#include "cpu/kernels.h"
 #include "cpu/search/certificate.h"
-#include "cpu/search/kernels.h"
-#include "cpu/search/exact.h"
-#define REVQ_LANES 4
 
-namespace revq::baseline {
-#include "cpu/search/exact.inl"
-#include "core/simd.inl"
-#include "cpu/search/scores.inl"
-#include "cpu/search/pack.inl"
-#include "cpu/search/candidates.inl"
-}  // namespace revq::baseline
+#define REVQ_ISA baseline
+#define REVQ_LANES 4
+#define REVQ_INT16 0
+
+#include "cpu/clones/clone.inl"

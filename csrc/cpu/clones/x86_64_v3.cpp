@@ -1,19 +1,26 @@
-// The kernels for x86-64-v3; empty where the compiler or the processor family has no such clone.
-#if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__)  // REVQ_X86_CLONES of tile.h
-#pragma GCC target("arch=x86-64-v3")
+// The kernels for x86-64-v3 (AVX2 and FMA).  Headers come before the target: their inline functions are shared with
+// units for other processors.
+#include <utility>
+
+#include "cpu/kernels.h"
+#include "cpu/search/certificate.h"
+
+#if REVQ_X86_CLONES
 #include <immintrin.h>
 
-#include "cpu/search/certificate.h"
-#include "cpu/search/kernels.h"
-#include "cpu/search/exact.h"
-#define REVQ_LANES 8
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("arch=x86-64-v3"))), apply_to = function)
+#else
+#pragma GCC target("arch=x86-64-v3")
+#endif
 
-namespace revq::x86_64_v3 {
-#include "cpu/search/exact.inl"
-#include "core/simd.inl"
-#include "cpu/search/scores.inl"
-#include "cpu/search/pack.inl"
-#include "cpu/search/candidates.inl"
-#include "cpu/search/int16.inl"
-}  // namespace revq::x86_64_v3
+#define REVQ_ISA x86_64_v3
+#define REVQ_LANES 8
+#define REVQ_INT16 1
+
+#include "cpu/clones/clone.inl"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
 #endif

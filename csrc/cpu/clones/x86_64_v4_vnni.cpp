@@ -1,18 +1,34 @@
-// The rounded first pass for x86-64-v4 with VNNI; empty where the compiler or the processor family has no such clone.
-#if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__)  // REVQ_X86_CLONES of tile.h
-#pragma GCC target("arch=x86-64-v4,avx512vnni")
-// gcc 12 warns of its own header: an undefined lane is a variable initialized with itself there.
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+// What VNNI adds to x86-64-v4: the first pass in int16.  The other kernels are those of x86-64-v4.
+#include <utility>
+
+#include "cpu/kernels.h"
+#include "cpu/search/certificate.h"
+
+#if REVQ_X86_CLONES
 #include <immintrin.h>
 
-#include "cpu/search/certificate.h"
-#include "cpu/search/kernels.h"
-#define REVQ_LANES 16
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("arch=x86-64-v4,avx512vnni"))), apply_to = function)
+#else
+#pragma GCC target("arch=x86-64-v4,avx512vnni")
+// gcc 12 warns of its own header, where an undefined lane is a variable initialized with itself (gcc bug 105593).
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 
-namespace revq::x86_64_v4_vnni {
-#include "core/simd.inl"
-#include "cpu/search/scores.inl"
+#define REVQ_ISA x86_64_v4_vnni
+#define REVQ_LANES 16
+#define REVQ_INT16 1
+
+#include "core/simd.h"
+#include "cpu/search/score.inl"
 #include "cpu/search/int16.inl"
-}  // namespace revq::x86_64_v4_vnni
+
+namespace revq::REVQ_ISA {
+extern const Int16Kernels int16_kernels = {round_codes, round_queries, score<Int16>};
+}  // namespace revq::REVQ_ISA
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
 #endif

@@ -1,23 +1,20 @@
-// The order of the codes: a kd tree that halves the widest dimension, down to leaves of kLeafCodes.
+// Builds the order of the codes: a kd tree that halves the widest dimension, down to leaves of kLeafCodes.
 #include <algorithm>
 #include <bit>
 
 #include <torch/csrc/stable/ops.h>
 
-#include "cpu/index/tree.h"
 #include "core/parallel.h"
+#include "cpu/index/tree.h"
 
 namespace revq {
 namespace {
-
-// Enough to tell the widest dimension from the others; a wrong guess costs visits, never correctness.
-constexpr int64_t kSample = 512;
 
 struct Range {
   int64_t group, first_leaf, last_leaf;
 };
 
-// Orders as the float does, for every bit pattern: a NaN must not break the order that nth_element relies on.
+// An integer that orders as the float does, for every bit pattern: nth_element relies on an order that a NaN would break.
 uint32_t sortable(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
@@ -25,21 +22,21 @@ uint32_t sortable(float value) {
 
 class Splitter {
  public:
-  Splitter(const float* codebook, const Index& index) : codebook_(codebook), index_(index) {}
+  Splitter(const float* codebook, const Tree& tree) : codebook_(codebook), tree_(tree) {}
 
-  // Splits a range in two by the median of its widest dimension; returns the leaf that starts the second part.
+  // Splits a range in two along its widest dimension; returns the leaf that starts the second part.
   int64_t split(const Range& range) {
-    const IndexLayout& layout = index_.layout;
+    const TreeLayout& layout = tree_.layout;
     const int64_t leaves = range.last_leaf - range.first_leaf;
-    // The first part is a power of two of leaves, so that every aligned run of 2^n leaves is a subtree.
+    // The first part has a power of two of leaves, so that every aligned run of 2^n leaves is a subtree.
     const int64_t left = int64_t{1} << (std::bit_width(static_cast<uint64_t>(leaves - 1)) - 1);
-    int32_t* ids = index_.group(range.group).ids;
+    int32_t* ids = tree_.group(range.group).ids;
     const int64_t begin = range.first_leaf * kLeafCodes, middle = begin + left * kLeafCodes;
     const int64_t end = std::min(range.last_leaf * kLeafCodes, layout.codes);
     const float* codes = codebook_ + range.group * layout.codes * layout.d;
     const int64_t axis = widest(codes, ids + begin, end - begin);
     keys_.resize(end - begin);
-    for (int64_t i = begin; i < end; ++i) {  // the number breaks ties: the parts do not depend on the ids' order
+    for (int64_t i = begin; i < end; ++i) {  // the index breaks ties: the parts do not depend on the order of the ids
       keys_[i - begin] = uint64_t{sortable(codes[ids[i] * layout.d + axis])} << 32 | static_cast<uint32_t>(ids[i]);
     }
     std::nth_element(keys_.begin(), keys_.begin() + (middle - begin), keys_.end());
@@ -56,7 +53,7 @@ class Splitter {
 
  private:
   int64_t widest(const float* codes, const int32_t* ids, int64_t count) {
-    const int64_t d = index_.layout.d, step = std::max<int64_t>(1, count / kSample);
+    const int64_t d = tree_.layout.d, step = std::max<int64_t>(1, count / kVarianceSamples);
     sum_.assign(d, 0.0);
     square_.assign(d, 0.0);
     int64_t taken = 0;
@@ -78,27 +75,27 @@ class Splitter {
   }
 
   const float* codebook_;
-  const Index& index_;
+  const Tree& tree_;
   std::vector<uint64_t> keys_;
   std::vector<double> sum_, square_;
 };
 
 }  // namespace
 
-void order_codes(const float* codebook, const Index& index) {
-  const IndexLayout& layout = index.layout;
+void order_codes(const float* codebook, const Tree& tree) {
+  const TreeLayout& layout = tree.layout;
   std::vector<Range> open;
-  for (int64_t group = 0; group < index.groups; ++group) {
-    int32_t* ids = index.group(group).ids;
+  for (int64_t group = 0; group < tree.groups; ++group) {
+    int32_t* ids = tree.group(group).ids;
     for (int64_t code = 0; code < layout.codes; ++code) ids[code] = static_cast<int32_t>(code);
     open.push_back({group, 0, layout.leaves});
   }
-  // Few large ranges are split, one a thread, until there are enough of them to share out.
-  const int64_t enough = 8 * static_cast<int64_t>(torch::stable::get_num_threads());
+  // Large ranges are split first, one per thread, until there are enough of them to share out.
+  const int64_t enough = kRangesPerThread * static_cast<int64_t>(torch::stable::get_num_threads());
   while (!open.empty() && static_cast<int64_t>(open.size()) < enough && layout.leaves > enough) {
     std::vector<Range> halves(open.size() * 2);
     share_work(open.size(), [&](auto& next) {
-      Splitter splitter(codebook, index);
+      Splitter splitter(codebook, tree);
       for (int64_t i; (i = next()) >= 0;) {
         const Range range = open[i];
         const int64_t middle = splitter.split(range);
@@ -110,12 +107,12 @@ void order_codes(const float* codebook, const Index& index) {
     open = std::move(halves);
   }
   share_work(open.size(), [&](auto& next) {
-    Splitter splitter(codebook, index);
+    Splitter splitter(codebook, tree);
     for (int64_t i; (i = next()) >= 0;) splitter.split_all(open[i]);
   });
-  share_work(index.groups, [&](auto& next) {
+  share_work(tree.groups, [&](auto& next) {
     for (int64_t group; (group = next()) >= 0;) {
-      int32_t* ids = index.group(group).ids;
+      int32_t* ids = tree.group(group).ids;
       for (int64_t first = 0; first < layout.codes; first += kLeafCodes) {
         std::sort(ids + first, ids + std::min(first + kLeafCodes, layout.codes));
       }

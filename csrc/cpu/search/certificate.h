@@ -1,5 +1,5 @@
-// The bound that turns the first pass into a short list: all of its constants, and nothing else.  The proof stands in
-// docs/kernels.md, "The certificate" and "Whole numbers".
+// The bound that turns the first pass into a short list of candidates: all of its constants, and nothing else.  The proof
+// stands in docs/kernels.md, "The certificate" and "The first pass in int16".
 #pragma once
 
 #include <algorithm>
@@ -15,24 +15,25 @@ constexpr double kUnit = 0x1p-24;
 // gamma_n = n u / (1 - n u) is at most kHigherOrders * n u up to this d; beyond it there is no first pass.
 constexpr int64_t kMaxCertifiedDim = int64_t{1} << 16;
 constexpr double kHigherOrders = 1.02;
-// A query farther than this from the center, or a best distance larger than this, is settled by D over all codes.
+// A query farther than this from the center, or with a larger best distance than this, goes to brute force.
 constexpr double kMaxNorm = 0x1p48;
 constexpr double kMaxDistance = 0x1p98;
-// Codes with |c'|^2 / 2 of at least this can win for no query that remains; their score is kExcluded.
+// Codes with |c'|^2 / 2 of at least this can win for none of the other queries; their score is kExcluded.
 constexpr float kOutlier = 0x1p99f;
 constexpr float kExcluded = FLT_MAX;
-// Vectors of the rounded pass are scaled to at most kMaxScaled, so that rounded ones, up to kMaxCertifiedDim numbers,
-// stay below kMaxRounded, a number fits into 16 bits and a sum, at most 3 / 2 of its square, into 32.
+// Vectors of the int16 pass are scaled to a length of at most kMaxScaled.  So the length of a rounded one, of up to
+// kMaxCertifiedDim elements, stays below kMaxRounded: an element fits into 16 bits, and a sum, which is at most 3 / 2 of
+// the squared length, into 32.
 constexpr double kMaxScaled = 32000.0, kMaxRounded = 32767.0;
 constexpr int32_t kExcludedWord = INT32_MAX;
 constexpr double kMostLimit = 2147483520.0;  // the float32 before kExcludedWord's; every score is smaller
-// What a scaled number is off its whole number: rounding it, and the scaling's own error of 2^-24 of less than 2^15.
+// The error of a scaled and rounded element: rounding, and the scaling's own error of 2^-24 of less than 2^15.
 constexpr double kRoundedBy = 0.5 + 0x1p-8;
 
 // The first pass computes s = |c'|^2 / 2 - x'.c' in float32, where x' = fl(x - m) and c' = fl(c - m).
 class Certificate {
  public:
-  // `scale` is 1; tests make it smaller, to see a wrong index come out.
+  // `scale` is 1; tests make it smaller, to see that a wrong index comes out.
   explicit Certificate(int64_t d, double scale = 1.0)
       : score_(scale * kHigherOrders * static_cast<double>(d + 1) * kUnit),
         score_underflow_(static_cast<double>(d + 1) * 0x1p-147),
@@ -76,11 +77,10 @@ class Certificate {
   double score_, score_underflow_, shift_, distance_, distance_underflow_;
 };
 
-// The rounded first pass computes S = ceil(|C|^2 / 2) - X.C in whole numbers, where X and C are x' and c' times a scale,
-// rounded.
-class RoundedCertificate {
+// The int16 pass computes S = ceil(|C|^2 / 2) - X.C in integers, where X and C are x' and c' times a scale, rounded.
+class Int16Certificate {
  public:
-  explicit RoundedCertificate(int64_t d, double scale = 1.0)
+  explicit Int16Certificate(int64_t d, double scale = 1.0)
       : both_(2 * scale * kRoundedBy * std::sqrt(static_cast<double>(d))) {}
 
   // A code with |x' - c'| of at most `reach`, scaled, has a score of at most this; square is |X|^2.
