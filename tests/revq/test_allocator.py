@@ -9,7 +9,7 @@ import pytest
 
 FAULTS = """
 import resource, torch
-from revq.allocator import keep_freed_memory
+from revq.__main__ import keep_freed_memory
 
 def faults():
     for _ in range(20):  # glibc needs some before it has a place that fits

@@ -7,7 +7,7 @@ import torch
 
 from revq.data.atomic import atomic_file
 from revq.errors import InputError
-from revq.train.checkpoint import load_checkpoint, save_checkpoint
+from revq.train.state import load_checkpoint, save_checkpoint
 from revq.train.track import Tracker, read_records
 
 

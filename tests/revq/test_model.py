@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from revq.config import ModelConfig, RectifierConfig
-from revq.data.atomic_folder import atomic_folder
+from revq.data.atomic import atomic_folder
 from revq.errors import InputError
 from revq.model.normalizer import LatentStatistics
 from revq.model.revq import ReVQ
@@ -218,7 +218,7 @@ def test_saving_replaces_a_model_but_nothing_else(tmp_path):
 @pytest.mark.parametrize("exchange", [True, False], ids=["swap", "two renames"])
 def test_a_failed_write_leaves_the_old_folder(tmp_path, monkeypatch, exchange):
     if not exchange:
-        monkeypatch.setattr("revq.data.atomic_folder._renameat2_exchange", lambda new, target: False)
+        monkeypatch.setattr("revq.data.atomic._exchange_in_one_step", lambda new, target: False)
     for text in ("old", "new"):
         with atomic_folder(tmp_path / "out", frozenset({"a"})) as folder:
             (folder / "a").write_text(text)
@@ -235,7 +235,7 @@ def test_a_killed_write_leaves_the_old_folder_and_the_next_one_clears_up(tmp_pat
         (folder / "a").write_text("old")
     script = f"""
         import os, signal
-        from revq.data.atomic_folder import atomic_folder
+        from revq.data.atomic import atomic_folder
         with atomic_folder({str(tmp_path / "out")!r}, frozenset({{"a"}})) as folder:
             (folder / "a").write_text("half")
             os.kill(os.getpid(), signal.SIGKILL)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from pipeline_case import random_store
 
-from revq.train.checkpoint import load_checkpoint
+from revq.train.state import load_checkpoint
 from revq.train.track import read_records
 
 HERE = Path(__file__).resolve().parent

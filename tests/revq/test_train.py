@@ -14,7 +14,7 @@ from revq.errors import InputError
 from revq.eval.evaluate import latent_errors
 from revq.model.revq import ReVQ
 from revq.train.loop import train
-from revq.train.seeds import derived_seed, generator
+from revq.train.state import derived_seed, generator
 from revq.train.track import read_records
 
 
