@@ -3,6 +3,7 @@
 import ctypes
 import os
 import sys
+from collections.abc import Sequence
 
 from revq.cli import main as run_command_line
 
@@ -29,10 +30,10 @@ def keep_freed_memory() -> bool:
     return bool(keeps and mallopt(_TRIM_THRESHOLD, -1))
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the `revq` command; returns its exit code."""
     keep_freed_memory()
-    return run_command_line()
+    return run_command_line(argv)
 
 
 if __name__ == "__main__":

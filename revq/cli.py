@@ -139,7 +139,8 @@ def _override(config: Any, given: dict[str, Any]) -> Any:
 
 
 if TYPE_CHECKING:
-    ModelOptions = TrainOptions = dict[str, Any]
+    ModelOptions = dict[str, Any]
+    TrainOptions = dict[str, Any]
 else:
     ModelOptions = _options({name: recipe().model for name, recipe in RECIPES.items()})
     TrainOptions = _options({name: recipe().train for name, recipe in RECIPES.items()})

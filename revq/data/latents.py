@@ -233,7 +233,8 @@ def save_latents(
 ) -> LatentStore:
     """Write latents float ``[N, C, h, w]`` from memory as a store (see `LatentWriter` for errors)."""
     sources = tuple(f"row-{row}" for row in range(latents.shape[0]))
-    plan = StorePlan(vae, vae_fingerprint, tuple(latents.shape[1:]), image_size, sources, dtype=dtype)
+    shape: Any = tuple(latents.shape[1:])  # Any, because `StorePlan` checks that it has three sizes
+    plan = StorePlan(vae, vae_fingerprint, shape, image_size, sources, dtype=dtype)
     writer = LatentWriter(folder, plan)
     for number, rows in writer.missing():
         writer.write(number, latents[rows.start : rows.stop])

@@ -21,7 +21,12 @@ class FrozenVAE:
     Latents are in the VAE's raw units: the output of its encoder and the input of its decoder.  ``scaling_factor`` and
     ``shift_factor``, which diffusion pipelines apply between the two, are not applied; `Normalizer` replaces them.
 
+    Args:
+        vae: a diffusers autoencoder.
+        name: its name.
+
     Attributes:
+        vae: the autoencoder.
         name: "embedded", the absolute path of a folder, or a hub id; `load_vae` accepts it.
         class_name: diffusers' class, one of `CLASSES`.
         downscale: image pixels per latent position, along a side.
@@ -29,8 +34,8 @@ class FrozenVAE:
         device: where the weights are.
     """
 
-    def __init__(self, vae: torch.nn.Module, name: str) -> None:
-        self.vae: Any = vae.eval().requires_grad_(False)  # Any: diffusers' methods are not nn.Module's
+    def __init__(self, vae: Any, name: str) -> None:
+        self.vae = vae.eval().requires_grad_(False)
         self.name = name
         self.class_name = type(vae).__name__
         config = self.vae.config
