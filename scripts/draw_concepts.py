@@ -63,7 +63,7 @@ def pipeline(ax):
             linestyle="--",
         )
     )
-    ax.text(6.6, y + 1.52, "loss 1: trains the codebooks", ha="center", fontsize=8, color="#b3541e")
+    ax.text(6.6, y + 1.52, "loss 1: codebooks", ha="center", fontsize=8, color="#b3541e")
     ax.add_patch(
         FancyArrowPatch(
             (3.0, y + 0.95),
@@ -76,7 +76,7 @@ def pipeline(ax):
             linestyle="--",
         )
     )
-    ax.text(9.9, y + 1.98, "loss 2: trains the rectifier", ha="center", fontsize=8, color="#1e6fb3")
+    ax.text(9.9, y + 1.98, "loss 2: rectifier", ha="center", fontsize=8, color="#1e6fb3")
 
 
 def split(ax):
