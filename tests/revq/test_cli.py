@@ -1,5 +1,6 @@
 """The command line: the whole way from images to images, and every wrong input as one line and exit code 2."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -126,6 +127,34 @@ def test_recipe_and_overrides_reach_the_model(made, tmp_path):
     assert revq_main(*run) == 0
     config = json.loads((tmp_path / "r" / "model" / "config.json").read_text())
     assert (config["num_tokens"], config["rectifier"]["layers"], config["rectifier"]["form"]) == (256, 4, "absolute")
+
+
+def test_options_and_recipe_in_any_order_and_form(made, tmp_path, monkeypatch):
+    """What `train` receives: the recipe's values, the store's latent shape, and the options that were given."""
+    import revq.train.loop
+
+    received = []
+
+    def receive(config, *arguments, **options):
+        received.append(config)
+        raise revq.InputError("stopped")
+
+    monkeypatch.setattr(revq.train.loop, "train", receive)
+    for recipe, given, expected in (
+        (["--recipe=paper_256t_large"], [], {}),
+        (["--recipe", "paper_512t"], ["--model.num-codes", "512"], {"num_codes": 512}),
+        ([], ["--model.num-groups", "4", "--model.num-tokens", "16"], {"num_groups": 4, "num_tokens": 16}),
+        (["--recipe", "paper_256t"], ["--model.latent-shape", "4", "4", "4"], {"latent_shape": (4, 4, 4)}),
+    ):
+        name = recipe[-1].removeprefix("--recipe=") if recipe else "demo"
+        store = ["--latents", str(made / "latents"), "--out", str(tmp_path / "r")]
+        for arguments in ([*given, *recipe, *store], [*store, *recipe, *given]):
+            assert revq_main("train", *arguments, "--train.no-reset") == 2
+            run = revq.recipes.RECIPES[name]()
+            model = dataclasses.replace(run.model, **({"latent_shape": LATENT_SHAPE} | expected))
+            assert received.pop() == dataclasses.replace(
+                run, model=model, train=dataclasses.replace(run.train, reset=False)
+            )
 
 
 def test_train_again_continues_and_refuses_another_run(made, capsys):
@@ -311,6 +340,9 @@ def test_help(verb, capsys):
     if verb == "train":
         for option in ("--recipe", "--model.num-codes", "--model.rectifier.form", "--train.learning-rate", "codebook"):
             assert option in printed
+        words = " ".join(printed.replace("│", " ").split())
+        assert "Recipes: demo 256, paper_512t 16384, paper_256t 65536, paper_256t_large 262144." in words
+        assert "normalized latent. All recipes: 0.1." in words
 
 
 def subprocess_revq(*arguments, code="import sys; from revq.cli import main; sys.exit(main())"):
