@@ -12,7 +12,7 @@ import resource, torch
 from revq.__main__ import keep_freed_memory, main
 
 def faults():
-    for _ in range(20):  # glibc needs some before it has a place that fits
+    for _ in range(20):  # the first buffers still grow the heap
         torch.ones(1 << 24)  # 64 MB
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
@@ -40,7 +40,7 @@ def faults(call: str, **environment: str) -> tuple[str, float]:
 @glibc
 def test_freed_buffers_are_reused():
     pages = (1 << 26) / os.sysconf("SC_PAGE_SIZE")
-    assert faults("None")[1] > pages / 2  # else this test shows nothing
+    assert faults("None")[1] > pages / 2  # without the setting there are page faults
     kept, count = faults("keep_freed_memory()")
     assert kept == "True"
     assert count < pages / 100

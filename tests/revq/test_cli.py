@@ -1,4 +1,4 @@
-"""The command line: the whole way from images to images, and every wrong input as one line and exit code 2."""
+"""The command line: from images to tokens and back, and every wrong input gives one line and exit code 2."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ def revq_main(*arguments):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """One of everything, made by the command line: photos, vae, latents, held_out, run, tokens."""
+    """One artifact of each kind, made by the command line: photos, vae, latents, held_out, run, tokens."""
     folder = tmp_path_factory.mktemp("cli")
     save_photos(folder / "photos", 9)
     save_tiny_vae(folder / "vae")
@@ -54,7 +54,7 @@ def made(tmp_path_factory):
 
 
 def test_latents_to_tokens(made, tmp_path, capsys):
-    """The tokens of a store are those of its images; the bar counts tokens per second."""
+    """A store and its images give the same tokens; the progress bar shows tokens per second."""
     model = ("--model", made / "run" / "model")
     assert revq_main("tokenize", *model, "--images", made / "held_out", "--out", tmp_path / "tokens") == 0
     error = capsys.readouterr().err
@@ -112,7 +112,7 @@ def test_recipe_and_overrides_reach_the_model(made, tmp_path):
         "width": 64,
         "layers": 1,
         "form": "residual",
-    }  # the demo's but for kind
+    }  # the demo's, except kind
     options = (
         "--recipe",
         "paper_256t",
@@ -182,7 +182,7 @@ def test_info(made, capsys):
 
 
 def damaged(path, target):
-    """A copy of a file or folder whose largest file is cut in half."""
+    """A copy of a file or folder in which the largest file is truncated to half its size."""
     shutil.copytree(path, target) if path.is_dir() else shutil.copy(path, target)
     files = [target] if target.is_file() else [file for file in target.rglob("*") if file.is_file()]
     largest = max(files, key=lambda file: file.stat().st_size)
@@ -191,7 +191,7 @@ def damaged(path, target):
 
 
 def bad_inputs(made, tmp):
-    """name -> (arguments, what the message must say); OUT is where output may not appear."""
+    """name -> (arguments, text of the message); no output may appear at OUT."""
     photos, vae, latents, model, out = (
         made / "photos",
         made / "vae",
@@ -280,7 +280,7 @@ def bad_inputs(made, tmp):
             "found a folder",
         ),
         "train: onto a file": ([*train, "--latents", latents, "--out", tmp / "text.png"], "found a file"),
-        "encode: a slip in a path": ([*encode, "--images", photos, "--vae", "revq/slip"], "in revq/"),
+        "encode: a mistyped path": ([*encode, "--images", photos, "--vae", "revq/slip"], "in revq/"),
         "detokenize: batch size": (
             [*detokenize, "--tokens", made / "tokens", "--out", out, "--batch-size", 0],
             "batch_size",
@@ -367,7 +367,7 @@ def test_module_form_has_no_traceback(tmp_path):
     assert done.stderr.startswith("revq: error: ") and done.stderr.count("\n") == 1 and done.stdout == ""
 
 
-def test_control_c_tells_how_to_go_on(made, tmp_path):
+def test_control_c_says_how_to_resume(made, tmp_path):
     out = tmp_path / "run"
     process = subprocess_revq("train", "--latents", made / "latents", "--out", out, *SMALL[:-1], 100000)
     while process.poll() is None and not (out / "checkpoint.pt").exists():
@@ -379,7 +379,7 @@ def test_control_c_tells_how_to_go_on(made, tmp_path):
     assert not (out / "model").exists()
 
 
-def test_a_demo_that_misses_its_mark_exits_with_1(monkeypatch, capsys, tmp_path):
+def test_a_failing_demo_exits_with_1(monkeypatch, capsys, tmp_path):
     import revq.demo
 
     monkeypatch.setattr(revq.demo, "demo", lambda out: revq.demo.DemoResult({}, ["the rectifier is of no use"]))
