@@ -114,15 +114,18 @@ def _options(recipes: dict[str, Any]) -> type:
         else:
             texts = (f"{recipe} {value}" for recipe, value in values.items())
             options[name], default = types[name], f"  Recipes: {', '.join(texts)}."
-        help_lines.append(f"    {name}: {docs[name]}{default}")
+        help_lines.append(f"    {name}: {docs.get(name, '')}{default}")
     made = TypedDict(f"{config.__name__}Options", options, total=False)  # type: ignore[misc]  # made at run time
     made.__doc__ = "\n".join([inspect.getdoc(config) or "", "", "Attributes:", *help_lines])
     return made
 
 
 def _field_docs(config: type) -> dict[str, str]:
-    """The string below each field of a dataclass, on one line.  Python keeps such strings in the source alone."""
-    source = ast.parse(inspect.getsource(config)).body[0]
+    """The docstring below each field of a dataclass, on one line; Python does not keep them at run time."""
+    try:
+        source = ast.parse(inspect.getsource(config)).body[0]
+    except OSError:  # installed without source files
+        return {}
     assert isinstance(source, ast.ClassDef)
     return {
         field.target.id: " ".join(doc.value.value.split())

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-import revq_kernels
 from revq import assets, recipes
 from revq.config import RunConfig, to_dict
 from revq.data.atomic import atomic_file
@@ -26,7 +25,7 @@ from revq.eval.report import pairs, save_comparison, save_loss_plot, table
 from revq.model.revq import ReVQ
 from revq.train.loop import train
 from revq.train.track import read_records
-from revq_kernels.nn.layout import split_tokens
+from revq_kernels import explain, split_tokens
 
 LEAST_GAIN = 0.02
 """The rectifier must reduce the held-out latent error by at least this fraction."""
@@ -188,9 +187,7 @@ def _draw(out: Path, pictures: Reconstructions) -> None:
 def _kernel(model: ReVQ, latents: torch.Tensor) -> str:
     """The implementation that searches these latents, and the reason."""
     tokens = split_tokens(model.normalizer.normalize(latents), model.config.code_dim, model.config.split)
-    return str(
-        revq_kernels.explain(tokens.reshape(-1, model.config.groups, model.config.code_dim), model.quantizer.codebook)
-    )
+    return str(explain(tokens.reshape(-1, model.config.groups, model.config.code_dim), model.quantizer.codebook))
 
 
 def _make_room(out: Path, config: RunConfig) -> None:

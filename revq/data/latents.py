@@ -93,9 +93,10 @@ class LatentWriter:
         row_bytes = int(np.prod(plan.latent_shape)) * _DTYPES[plan.dtype][1].itemsize
         self._shard_rows = max(1, shard_bytes // row_bytes)
         self._hashes: dict[int, str] = {}
-        self._start()
+        self._open_partial()
 
-    def _start(self) -> None:
+    def _open_partial(self) -> None:
+        """Create ``<folder>.partial``, or keep the finished shards of an interrupted writer with the same plan."""
         plan = {**asdict(self.plan), "shard_rows": self._shard_rows}
         known = self._partial / "plan.json"
         if self._partial.exists():
