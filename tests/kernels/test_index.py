@@ -132,18 +132,6 @@ def test_leaves_that_are_written_past_the_caches(d):
 def test_it_owns_its_codes():
     codebook, x = torch.randn(3, 4097, 5), torch.randn(40, 3, 5)
     index, expected = CodebookIndex(codebook), nearest_code(x, codebook)
-    assert index.holds(codebook) and index.holds(codebook.transpose(1, 2).contiguous().transpose(1, 2))
-    for place in ((0, 0, 0), (2, 4096, 4), (1, 2000, 3)):
-        for value in (codebook[place].item() * (1 + 2.0**-23), float("nan"), -0.0):
-            changed = codebook.clone()
-            changed[place] = value
-            assert not index.holds(changed), (place, value)
-    swapped = codebook.flip(1)
-    assert not index.holds(swapped) and not index.holds(torch.zeros_like(codebook))
-    signed = torch.zeros(1, 40, 4)
-    assert not CodebookIndex(signed).holds(-signed), "bytes are compared, not numbers"
-    negative_nan = torch.full((1, 20, 4), float("nan"))
-    assert CodebookIndex(negative_nan).holds(negative_nan.clone())
     codebook.zero_()
     assert torch.equal(index.nearest_code(x), expected)
 
