@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from revq_kernels import CodebookIndex, NativeUnavailableError, native, nearest_code
-from revq_kernels.index import BUILD_VISITS
+from revq_kernels.index import BUILD_VISITS, tree_pays
 from revq_kernels.testing.problems import Problem, assert_same_codes, contract_index, problems
 
 pytestmark = pytest.mark.skipif(native.load() is not None, reason=f"native: {native.load()}")
@@ -295,3 +295,11 @@ def test_without_the_library_it_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(native, "LIBRARY", tmp_path / "_C.so")
     with pytest.raises(NativeUnavailableError, match="is not built"):
         CodebookIndex(CODEBOOK)
+
+
+@pytest.mark.parametrize(
+    ("codes", "dim", "queries", "pays"),
+    [(16384, 4, 8192, True), (16384, 4, 8191, False), (4096, 4, 10**6, False), (65536, 16, 10**6, False)],
+)
+def test_the_rule_of_thumb_for_a_tree(codes, dim, queries, pays):
+    assert tree_pays(codes, dim, queries) is pays
