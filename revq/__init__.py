@@ -20,12 +20,12 @@ _HOME = {
     "Tokenizer": "revq.tokenizer",
     "TrainConfig": "revq.config",
     "encode_folder": "revq.data.encode",
-    "Patched": "revq_kernels.interop.patch",
-    "fast_distances": "revq_kernels.interop.fast_distances",
-    "like": "revq_kernels.interop.patch",
+    "Patched": "revq_kernels.interop.patching",
+    "fast_distances": "revq_kernels.interop.lazy_cdist",
+    "like": "revq_kernels.interop.patching",
     "load_vae": "revq.data.vae",
-    "patch": "revq_kernels.interop.patch",
-    "unpatch": "revq_kernels.interop.patch",
+    "patch": "revq_kernels.interop.patching",
+    "unpatch": "revq_kernels.interop.patching",
 }
 _MODULES = ("recipes", "train")  # modules, used as revq.recipes.demo() and revq.train.train(...)
 

@@ -10,9 +10,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import revq
-from revq_kernels.interop.doubles import Doubles, in_double, plain_copy
-from revq_kernels.interop.family import Call
-from revq_kernels.interop.verify import Run, compare, doubled_call, named_tensors, run
+from revq_kernels.interop.families.family import Call
+from revq_kernels.interop.verify import (
+    Doubles,
+    Run,
+    compare,
+    doubled_call,
+    in_double,
+    named_tensors,
+    plain_copy,
+    run,
+)
 
 Inputs = Callable[[int], tuple[Any, ...]]
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import revq
 from revq_kernels.interop import registry
-from revq_kernels.interop.family import Call, Family, Vectors
+from revq_kernels.interop.families.family import Call, Family, Vectors
 from revq_kernels.interop.search import nearest
 from revq_kernels.interop.verify import errors
 
