@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from revq_kernels.automatic import LEAST_CODES, LEAST_ROWS, AutomaticIndex
 from torch import Tensor
 
 from benchmarks import adversaries
@@ -25,7 +26,6 @@ from benchmarks.exhaustive import exhaustive as plain
 from benchmarks.rows import RESULTS, provenance, write
 from benchmarks.tables import read
 from revq_kernels import CodebookIndex, native, nearest_code
-from revq_kernels.automatic import LEAST_CODES, LEAST_ROWS, AutomaticIndex
 
 MOST_PAIRS, MOST_WORK = 1 << 27, 1 << 31
 SAMPLE_PAIRS = 1 << 15

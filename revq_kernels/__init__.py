@@ -4,18 +4,30 @@ Needs torch alone.  Importing registers operators and does nothing else: kernels
 """
 
 from revq_kernels.dispatch import Choice, explain
-from revq_kernels.functional import Quantized, count_codes_, nearest_code, quantize
+from revq_kernels.functional import (
+    Quantized,
+    count_codes_,
+    nearest_code,
+    perplexity,
+    quantize,
+    reset_codes_,
+    segment_sum,
+    utilization,
+)
 from revq_kernels.index import CodebookIndex
 from revq_kernels.native import NativeUnavailableError
-from revq_kernels.nn.channel_vq import FastChannelVQ
-from revq_kernels.nn.dead_codes import ReplaceDeadCodes
-from revq_kernels.nn.ema import EMAUpdate
-from revq_kernels.nn.layout import merge_tokens, split_tokens
-from revq_kernels.nn.mapped_codes import MappedCodes
-from revq_kernels.nn.output import QuantizerOutput
-from revq_kernels.nn.projected import ProjectedVQ
-from revq_kernels.nn.residual import ResidualVQ
-from revq_kernels.reset import reset_codes_
+from revq_kernels.nn import (
+    EMAUpdate,
+    FastChannelVQ,
+    MappedCodes,
+    ProjectedVQ,
+    QuantizerDetails,
+    QuantizerOutput,
+    ReplaceDeadCodes,
+    ResidualVQ,
+    merge_tokens,
+    split_tokens,
+)
 from revq_kernels.triton import TritonUnavailableError
 
 __all__ = [
@@ -27,6 +39,7 @@ __all__ = [
     "NativeUnavailableError",
     "ProjectedVQ",
     "Quantized",
+    "QuantizerDetails",
     "QuantizerOutput",
     "ReplaceDeadCodes",
     "ResidualVQ",
@@ -35,7 +48,10 @@ __all__ = [
     "explain",
     "merge_tokens",
     "nearest_code",
+    "perplexity",
     "quantize",
     "reset_codes_",
+    "segment_sum",
     "split_tokens",
+    "utilization",
 ]

@@ -1,16 +1,18 @@
 """Which implementation runs, and why."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+import revq_kernels.ops  # noqa: F401 - defines the operators
 from revq_kernels import native, triton
 from revq_kernels.validation import COSINES, check_implementation, check_metric, check_search
 
 
 class Choice(NamedTuple):
-    """The implementation a call would run and the reason; prints as one line."""
+    """The implementation that a call would run, and the reason; prints as one line."""
 
     implementation: str
     reason: str
@@ -19,30 +21,41 @@ class Choice(NamedTuple):
         return f"{self.implementation}: {self.reason}"
 
 
-def variant(impl: str, tensor: Tensor, metric: str = "l2") -> str:
-    """The operator overload (see ``ops.py``) that ``impl`` means for ``tensor``.
+def operator(
+    name: str, impl: str, tensor: Tensor, deterministic: bool = True, *, metric: str = "l2"
+) -> Callable[..., Any]:
+    """The overload of ``torch.ops.revq.<name>`` that ``impl`` means for ``tensor`` (see ``ops.py``).
 
-    An implementation asked for by name runs or raises; "auto" is the default overload, which takes the kernels of the
-    tensor's device and the reference where there are none.
+    An implementation requested by name runs or raises.  "auto" is the default overload: the kernels of the tensor's
+    device, or the reference if the device has none.
+
+    Args:
+        name: a row of `revq_kernels.ops.OPERATORS`.
+        impl: "auto", "native", "triton" or "reference".
+        tensor: an argument of the call; its device decides.
+        deterministic: False permits an operator's "atomic" overload on a GPU.
+        metric: of a search; metrics other than "l2" have no kernel.
 
     Raises:
-        ValueError: for an unknown name, or a device or metric that the implementation does not serve.
-        NativeUnavailableError: for "native" without its library.
+        ValueError: for an unknown ``impl``, or a device or metric that the implementation does not serve.
+        NativeUnavailableError: for "native" without the compiled library.
         TritonUnavailableError: for "triton" without Triton, or for CPU tensors without its interpreter.
     """
     check_implementation(impl)
+    overloads = getattr(torch.ops.revq, name)
     if impl == "reference":
-        return "reference"
+        return overloads.reference
     if metric != "l2" and impl != "auto":
         raise ValueError(f"impl: metric={metric!r} has no kernel, expected 'auto' or 'reference', got {impl!r}")
-    if impl == "triton":
-        triton.require(tensor.device.type)
-        return "triton"
     if impl == "native":
         if tensor.device.type != "cpu":
             raise ValueError(f"impl: 'native' runs CPU tensors, got a tensor on {tensor.device}")
         native.require()
-    return "default"
+    if impl == "triton":
+        triton.require(tensor.device.type)
+    if not deterministic and (impl == "triton" or tensor.device.type == "cuda"):
+        return overloads.atomic
+    return overloads.triton if impl == "triton" else overloads.default
 
 
 def explain(x: Tensor, codebook: Tensor, *, metric: str = "l2", impl: str = "auto") -> Choice:
@@ -61,13 +74,13 @@ def explain(x: Tensor, codebook: Tensor, *, metric: str = "l2", impl: str = "aut
     check_search(x, codebook)
     if metric in COSINES:
         metric = "l2"
-    check_metric(metric, x if metric == "diagonal" else None, x)  # x's place in the weight's stead
-    chosen = variant(impl, x, metric)
-    if chosen == "reference":
-        return Choice("reference", "asked for by name; plain torch")
+    check_metric(metric, x if metric == "diagonal" else None, x)  # x stands in for a weight, which has its shape
+    operator("nearest_code", impl, x, metric=metric)  # raises as the call would
+    if impl == "reference":
+        return Choice("reference", "requested by name; plain torch")
     if metric != "l2":
         return Choice("reference", f"no kernels for metric {metric!r}; plain torch")
-    if chosen == "triton" or x.device.type == "cuda":
+    if impl == "triton" or x.device.type == "cuda":
         failure = triton.unavailable(x.device.type)
         if failure is None:
             return Choice("triton", triton.kernels().explain(x, codebook))

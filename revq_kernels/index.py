@@ -1,4 +1,4 @@
-"""`CodebookIndex`: a codebook ordered into a tree, searched exactly while most of its codes are never looked at."""
+"""`CodebookIndex`: an exact search tree over a codebook, which compares a query with few of its codes."""
 
 import math
 from typing import NamedTuple
@@ -12,19 +12,19 @@ from revq_kernels.validation import check_codebook, check_index_query
 LEAF_CODES = 16
 """Codes per leaf: one SIMD panel (csrc/cpu/index_layout.h)."""
 BUILD_VISITS = 16
-"""What ordering one leaf costs per level of splits, in leaf visits; measured over d = 4, 8 and K = 2^14 ... 2^18."""
+"""Cost of a build per leaf and level of splits, in leaf visits: each level sorts all codes once."""
 
 
 class Visits(NamedTuple):
-    """What searches did; every number is a sum over queries and groups."""
+    """What searches did; each field is a sum over queries and groups."""
 
     queries: int = 0
     leaves: int = 0
     """Leaves whose codes were compared."""
     blocks: int = 0
-    """Blocks of 16 boxes that were bounded; one costs about two leaves."""
+    """Blocks of 16 bounding boxes whose distances were computed; one costs about as much as two leaves."""
     scanned: int = 0
-    """Queries that were compared with all codes, as they or their group's codes are not finite."""
+    """Queries that were compared with all codes, because they or the codes of their group are not finite."""
 
     def __add__(self, other: "Visits") -> "Visits":  # type: ignore[override]
         return Visits(*(a + b for a, b in zip(self, other, strict=True)))
@@ -39,24 +39,24 @@ class CodebookIndex:
     """An exact search tree over a copy of a codebook, on the CPU.
 
     ``index.nearest_code(x)`` returns what ``nearest_code(x, codebook)`` returned when the index was built or last refit,
-    bit for bit, for every input: ties, twins, denormals, overflow, NaN and infinities included.  What it saves depends on
-    the data: 0.5 % of the codes are compared at d = 4, K = 16,384, but more than half of them for Gaussian data at d = 16,
-    where `nearest_code` is the faster search.  ``visited`` tells.
+    bit for bit, for every input: ties, duplicate codes, denormals, overflow, NaN and infinities included.  What it saves
+    depends on the data: at d = 4 a query is compared with a small part of a large codebook, but for Gaussian data at
+    d = 16 with most of it, and then `nearest_code` is the faster search.  ``visited`` shows that share.
 
-    Frozen use (tokens of a data set): build once, search often.  Training: call `refit` after each optimizer step; the
-    tree stays, its boxes follow the codes, and when the searches since the last build have lost as much time to old
-    splits as a build costs, `refit` builds anew.
+    Frozen use (tokens of a data set): build once, search often.  Training: call `refit` after each optimizer step.  It
+    keeps the tree and moves its bounding boxes with the codes; once the searches since the last build have lost as much
+    time to old splits as a build costs, `refit` builds a new tree.
 
-    The index owns its codes: what happens to the codebook later changes nothing until `refit`.  Searches may run in
-    several threads at a time, `refit` must not run beside them.
+    The tree owns a copy of the codes: changing the codebook has no effect until `refit`.  Searches may run in several
+    threads at the same time, but `refit` must not run during a search.
 
     Args:
         codebook: ``[G, K, d]``, float32, bfloat16 or float16 (converted exactly), any strides, on the CPU.
 
     Attributes:
         shape: (G, K, d).
-        rebuilds: how often `refit` has built anew.
-        fits: whether the splits were made for the codes as they are, with no `refit` since.
+        rebuilds: how often `refit` has built a new tree.
+        fits: whether the splits were made for the current codes, with no `refit` since.
 
     Raises:
         ValueError, TypeError: for a codebook that `nearest_code` would not take, or that is not on the CPU.
@@ -68,6 +68,7 @@ class CodebookIndex:
         native.require()
         self.shape: tuple[int, int, int] = tuple(codebook.shape)  # type: ignore[assignment]
         self.rebuilds = 0
+        self._excess = 0.0  # cost of searches beyond that of a new tree, in leaf visits
         self._build(codebook)
 
     def nearest_code(self, x: Tensor) -> Tensor:
@@ -85,13 +86,13 @@ class CodebookIndex:
         """
         check_index_query(x, self.shape)
         indices, done = torch.ops.revq.index_search(x.detach(), *self._arrays, self.shape[1])
-        if not torch.compiler.is_compiling():  # a graph has no numbers to keep books on
+        if not torch.compiler.is_compiling():  # a graph has no values to count
             self.last = Visits(indices.numel(), *done.tolist())
             self._note(self.last)
         return indices
 
     def refit(self, codebook: Tensor) -> None:
-        """Take over the codes of ``codebook``, of the index's shape: keep the tree, or build a new one where that pays.
+        """Take over the codes of ``codebook``, of the same shape: keep the tree, or build a new one if that is cheaper.
 
         Raises:
             ValueError, TypeError: as for the constructor, and for another shape.
@@ -102,23 +103,7 @@ class CodebookIndex:
             self._build(codebook)
         else:
             torch.ops.revq.index_refit_(*self._arrays, _rows(codebook))
-            self.fits, self._visits, self._digest = False, Visits(), None
-
-    def holds(self, codebook: Tensor) -> bool:
-        """Whether ``codebook`` has the codes of the index, bit for bit.
-
-        The first answer after a build or a refit is a comparison; when it is yes, a digest of all bytes is kept, and the
-        next answers compare digests, which is faster.  The digest is keyed at random once per process, and misses a
-        change, whatever it is, with a chance of at most 2^-128 (csrc/cpu/index_hash.cpp).
-        """
-        self._check_same_shape(codebook)
-        rows = _rows(codebook)
-        if self._digest is not None:
-            return torch.equal(torch.ops.revq.index_digest(rows), self._digest)
-        same = torch.ops.revq.index_matches(*self._arrays, rows)
-        if same:
-            self._digest = torch.ops.revq.index_digest(rows)
-        return same
+            self.fits, self._visits = False, Visits()
 
     @property
     def visited(self) -> float:
@@ -129,29 +114,27 @@ class CodebookIndex:
 
     @property
     def leaves(self) -> int:
-        """How many leaves a group has."""
+        """Leaves per group."""
         return -(-self.shape[1] // LEAF_CODES)
 
     @property
     def nbytes(self) -> int:
-        """Memory of the index: the codes, their numbers, the boxes, and the digest once there is one."""
-        digest = 0 if self._digest is None else self._digest.nbytes
-        return sum(array.nbytes for array in self._arrays) + digest
+        """Memory of the tree in bytes: the codes, their indices and the boxes."""
+        return sum(array.nbytes for array in self._arrays)
 
     def __repr__(self) -> str:
         groups, codes, dim = self.shape
         return f"CodebookIndex(G={groups}, K={codes}, d={dim}, visited={self.visited:.2%}, rebuilds={self.rebuilds})"
 
     def _build(self, codebook: Tensor) -> None:
-        with torch.inference_mode(False):  # else a build in that mode could not be refit outside it
+        with torch.inference_mode(False):  # a tree built in that mode could not be refit outside it
             self._arrays = torch.ops.revq.index_build(_rows(codebook))
         self.fits, self._excess = True, 0.0
-        self._digest: Tensor | None = None  # of the codes, once `holds` has seen them
         self._fresh = Visits()  # of searches with splits that fit the codes
         self._visits = self.last = Visits()
 
     def _note(self, visits: Visits) -> None:
-        """Keep the books by which `refit` decides."""
+        """Add up the cost of searches, by which `refit` decides."""
         self._visits += visits
         if self.fits or not self._fresh.queries:
             self._fresh += visits
@@ -161,7 +144,7 @@ class CodebookIndex:
 
     @property
     def _build_cost(self) -> float:
-        """Of all groups, in leaf visits."""
+        """Cost of building the trees of all groups, in leaf visits."""
         return BUILD_VISITS * self.shape[0] * self.leaves * max(1, (self.leaves - 1).bit_length())
 
     def _check_same_shape(self, codebook: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The compiled CPU library: found beside this file, loaded once, by the first call that can use it."""
+"""The compiled CPU library, which lies beside this file; the first call that can use it loads it, once."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ _failure: str | None = None
 
 
 class NativeUnavailableError(RuntimeError):
-    """``impl="native"`` was asked for by name and the compiled library cannot be loaded."""
+    """``impl="native"`` was requested by name and the compiled library cannot be loaded."""
 
 
 def is_loaded() -> bool:
@@ -21,7 +21,7 @@ def is_loaded() -> bool:
 
 
 def load() -> str | None:
-    """Load the library on the first call; returns None, or the reason why there is none."""
+    """Load the library on the first call; returns None, or the reason why it cannot be loaded."""
     global _loaded, _failure
     if _loaded or _failure is not None:
         return _failure
@@ -49,10 +49,10 @@ def require() -> bool:
     return True
 
 
-# What torch.compiler.assume_constant_result sets; that function imports the compiler, and with it Triton.
+# The attribute that torch.compiler.assume_constant_result sets.  Calling that function would import Triton.
 require._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def isa() -> str:
-    """Name of the instruction set whose clone of the kernels runs on this machine (after `load`)."""
+    """Name of the instruction set that the kernels use on this machine; call `load` first."""
     return ISA_NAMES[torch.ops.revq.cpu_isa()]

@@ -1,17 +1,18 @@
-"""Operator contracts: every schema, every fake, and how a device's own kernels are found.
+"""The operators ``torch.ops.revq.*``: one table, a row for each, and how a backend implements one.
 
-Each operator has three overloads.  The default one, ``revq::nearest_code``, runs the kernels of its tensors' device: C++
-on the CPU, Triton on a GPU, else the reference.  ``revq::nearest_code.triton`` runs the Triton kernels, on CPU tensors
-too where Triton's interpreter is on, and ``revq::nearest_code.reference`` the specification on any device.  All stop a
-compiler from looking inside, so that nothing fuses the arithmetic of the contract.  Autograd is outside
-(``autograd.py``): the operators take and return plain tensors.
+An operator with a reference has three overloads.  The default one, ``revq::nearest_code``, runs the kernels of its
+tensors' device: C++ on the CPU, Triton on a GPU, else the reference.  ``revq::nearest_code.triton`` runs the Triton
+kernels, on CPU tensors too if Triton's interpreter is switched on.  ``revq::nearest_code.reference`` runs the
+specification on any device.  A compiler sees each overload as opaque, so nothing fuses the arithmetic of the contract.
+The operators take and return plain tensors; autograd is outside (``autograd.py``).
 
-Kernels only implement what stands here (``csrc/cpu/register.cpp``, ``triton/operators.py``); they are loaded by the first
-call that can use them, so importing this module runs nothing.
+A backend registers by name: the C++ library with ``m.impl("nearest_code", ...)`` for the CPU (csrc/cpu/register.cpp),
+Triton with an entry in ``KERNELS`` (triton/operators.py).  The first call that can use a backend loads it, so importing
+this module loads no kernel.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,117 +20,142 @@ from torch import Tensor
 from revq_kernels import native, reference, triton
 from revq_kernels.validation import (
     check_count,
-    check_gradient,
     check_index_range,
     check_indices,
     check_metric,
     check_search,
+    check_segments,
 )
 
-SCHEMAS = {
-    "nearest_code": "(Tensor x, Tensor codebook) -> Tensor",
-    "nearest_by_metric": "(Tensor x, Tensor codebook, Tensor? weight, str metric) -> Tensor",
-    "quantize": "(Tensor x, Tensor codebook, Tensor(a!)? count) -> (Tensor, Tensor)",
-    "count_codes_": "(Tensor(a!) count, Tensor indices) -> ()",
-    "segment_sum": "(Tensor grad, Tensor indices, SymInt num_codes) -> Tensor",
-}
 
-INDEX_SCHEMAS = {
-    "index_build": "(Tensor codebook) -> (Tensor, Tensor, Tensor, Tensor)",
-    "index_refit_": "(Tensor(a!) panels, Tensor ids, Tensor(b!) boxes, Tensor(c!) finite, Tensor codebook) -> ()",
-    "index_matches": "(Tensor panels, Tensor ids, Tensor boxes, Tensor finite, Tensor codebook) -> bool",
-    "index_digest": "(Tensor codebook) -> Tensor",
-    "index_search": "(Tensor x, Tensor panels, Tensor ids, Tensor boxes, Tensor finite, SymInt num_codes)"
-    " -> (Tensor, Tensor)",
-}
-"""What `CodebookIndex` (``index.py``) is made of; on the CPU alone, and without a reference: `nearest_code` is theirs."""
-
-_library = torch.library.Library("revq", "DEF")
+def _check_nothing(*_: Any) -> None:
+    """For the operators that only `CodebookIndex` calls, whose C++ checks all arguments."""
 
 
-def overload(name: str, variant: str) -> Callable[..., Any]:
-    """The operator ``revq::<name>`` as "default", "triton" or "reference"; ``segment_sum`` has an "atomic" one too."""
-    return getattr(getattr(torch.ops.revq, name), variant)
+class Operator(NamedTuple):
+    """One row of the table; all functions take the operator's own arguments."""
+
+    schema: str
+    fake: Callable[..., Any] | None = None
+    """Makes outputs of the right shape and dtype without data, for compilers."""
+    check: Callable[..., None] = _check_nothing
+    """Raises for arguments that do not fit.  The C++ kernels make the same checks themselves."""
+    reference: Callable[..., Any] | None = None
+    """The specification (``reference.py``).  None: a part of `CodebookIndex`, in C++ only."""
 
 
-def _fake_nearest_code(x: Tensor, codebook: Tensor) -> Tensor:
-    return x.new_empty(x.shape[:-1], dtype=torch.int64)
-
-
-def _fake_nearest_by_metric(x: Tensor, codebook: Tensor, weight: Tensor | None, metric: str) -> Tensor:
+def _fake_indices(x: Tensor, *_: Any) -> Tensor:
     return x.new_empty(x.shape[:-1], dtype=torch.int64)
 
 
 def _fake_quantize(x: Tensor, codebook: Tensor, count: Tensor | None) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=torch.int64)
+    return x.new_empty(x.shape), _fake_indices(x)
 
 
 def _fake_count_codes_(count: Tensor, indices: Tensor) -> None:
     return None
 
 
-def _fake_segment_sum(grad: Tensor, indices: Tensor, num_codes: int) -> Tensor:
-    return grad.new_empty((grad.shape[-2], num_codes, grad.shape[-1]), dtype=torch.float32)
+def _fake_segment_sum(values: Tensor, indices: Tensor, num_codes: int) -> Tensor:
+    return values.new_empty((values.shape[-2], num_codes, values.shape[-1]), dtype=torch.float32)
 
 
-def _fake_index_search(
-    x: Tensor, panels: Tensor, ids: Tensor, boxes: Tensor, finite: Tensor, num_codes: int
-) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape[:-1], dtype=torch.int64), x.new_empty(3, dtype=torch.int64)
+def _fake_index_search(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return _fake_indices(x), x.new_empty(3, dtype=torch.int64)
 
 
-def _check(name: str, arguments: tuple[Any, ...]) -> None:
-    """What compiled kernels check too, for calls that do not come through the public functions."""
-    if name in ("nearest_code", "nearest_by_metric", "quantize"):
-        check_search(*arguments[:2])
-    if name == "nearest_by_metric":
-        check_metric(arguments[3], arguments[2], arguments[0])
-    if name == "quantize" and arguments[2] is not None:
-        check_count(arguments[2], arguments[1].shape[0], arguments[1].shape[1], arguments[0])
-    if name == "count_codes_":
-        check_indices(arguments[1])
-        check_count(arguments[0], arguments[1].shape[-1], None, arguments[1])
-    if name == "segment_sum":
-        check_gradient(*arguments)
-        if arguments[0].device.type == "cpu":  # elsewhere reading the indices would stall the device
-            check_index_range(arguments[1], arguments[2])
+def _check_by_metric(x: Tensor, codebook: Tensor, weight: Tensor | None, metric: str) -> None:
+    check_search(x, codebook)
+    check_metric(metric, weight, x)
 
 
-def _checked(name: str, specification: Callable[..., Any]) -> Callable[..., Any]:
-    """The specification behind its checks."""
+def _check_quantize(x: Tensor, codebook: Tensor, count: Tensor | None) -> None:
+    check_search(x, codebook)
+    if count is not None:
+        check_count(count, codebook.shape[0], codebook.shape[1], x)
+
+
+def _check_count_codes_(count: Tensor, indices: Tensor) -> None:
+    check_indices(indices)
+    check_count(count, indices.shape[-1], None, indices)
+
+
+def _check_segment_sum(values: Tensor, indices: Tensor, num_codes: int) -> None:
+    check_segments(values, indices, num_codes)
+    if values.device.type == "cpu":  # on another device, reading the indices would wait for it
+        check_index_range(indices, num_codes)
+
+
+OPERATORS = {
+    "nearest_code": Operator(
+        "(Tensor x, Tensor codebook) -> Tensor", _fake_indices, check_search, reference.nearest_code
+    ),
+    "nearest_by_metric": Operator(
+        "(Tensor x, Tensor codebook, Tensor? weight, str metric) -> Tensor",
+        _fake_indices,
+        _check_by_metric,
+        reference.nearest_by_metric,
+    ),
+    "quantize": Operator(
+        "(Tensor x, Tensor codebook, Tensor(a!)? count) -> (Tensor, Tensor)",
+        _fake_quantize,
+        _check_quantize,
+        reference.quantize,
+    ),
+    "count_codes_": Operator(
+        "(Tensor(a!) count, Tensor indices) -> ()", _fake_count_codes_, _check_count_codes_, reference.count_codes_
+    ),
+    "segment_sum": Operator(
+        "(Tensor values, Tensor indices, SymInt num_codes) -> Tensor",
+        _fake_segment_sum,
+        _check_segment_sum,
+        reference.segment_sum,
+    ),
+    "index_build": Operator("(Tensor codebook) -> (Tensor, Tensor, Tensor, Tensor)"),
+    "index_refit_": Operator(
+        "(Tensor(a!) panels, Tensor ids, Tensor(b!) boxes, Tensor(c!) finite, Tensor codebook) -> ()"
+    ),
+    "index_search": Operator(
+        "(Tensor x, Tensor panels, Tensor ids, Tensor boxes, Tensor finite, SymInt num_codes) -> (Tensor, Tensor)",
+        _fake_index_search,
+    ),
+    "cpu_isa": Operator("() -> int"),
+}
+
+_library = torch.library.Library("revq", "DEF")
+
+
+def _define(name: str, row: Operator, implementation: Callable[..., Any] | None) -> None:
+    """Define ``revq::<name>``, where name may end in an overload, and register what runs on a device without a kernel."""
+    _library.define(name + row.schema, tags=(torch.Tag.pt2_compliant_tag,))
+    if implementation is not None:
+        _library.impl(name, implementation, "CompositeExplicitAutograd")
+    if row.fake is not None:
+        torch.library.register_fake(f"revq::{name}", row.fake, lib=_library)
+
+
+def _reference(check: Callable[..., None], specification: Callable[..., Any]) -> Callable[..., Any]:
+    """The overload "reference": the specification behind the operator's checks."""
 
     def run(*arguments: Any) -> Any:
-        _check(name, arguments)
+        check(*arguments)
         return specification(*arguments)
 
     return run
 
 
-def _without_own_kernel(name: str, specification: Callable[..., Any]) -> Callable[..., Any]:
-    """What the default overload runs while nothing is registered for a device: find its kernels, else the reference."""
+def _triton(name: str, row: Operator, overload: str) -> Callable[..., Any]:
+    """The overload ``overload`` of an operator: the Triton kernel of that name behind the operator's checks."""
+    kernel_name = name if overload == "triton" else f"{name}_{overload}"
 
     def run(*arguments: Any) -> Any:
         device_type = arguments[0].device.type
-        if device_type == "cpu":
-            if not native.is_loaded() and native.load() is None:
-                return overload(name, "default")(*arguments)
-        elif triton.unavailable(device_type) is None and hasattr(triton.kernels(), name):
-            return overload(name, "triton")(*arguments)
-        return specification(*arguments)
-
-    return run
-
-
-def _triton(name: str) -> Callable[..., Any]:
-    """The Triton kernels behind the checks."""
-
-    def run(*arguments: Any) -> Any:
-        triton.require(arguments[0].device.type)
-        _check(name.removesuffix("_atomic"), arguments)
-        kernel = getattr(triton.kernels(), name, None)
+        triton.require(device_type)
+        row.check(*arguments)
+        kernel = triton.kernels().KERNELS.get(kernel_name)
         if kernel is None:
-            raise triton.TritonUnavailableError(f"impl='triton': there is no Triton kernel for {name}")
-        if arguments[0].device.type != "cpu":
+            raise triton.TritonUnavailableError(f"impl='triton': there is no Triton kernel for {kernel_name}")
+        if device_type != "cpu":
             return kernel(*arguments)
         with reference.denormals_kept():  # the interpreter computes in the calling thread
             return kernel(*arguments)
@@ -137,27 +163,38 @@ def _triton(name: str) -> Callable[..., Any]:
     return run
 
 
-def _define() -> None:
-    fakes = {
-        "nearest_code": _fake_nearest_code,
-        "nearest_by_metric": _fake_nearest_by_metric,
-        "quantize": _fake_quantize,
-        "count_codes_": _fake_count_codes_,
-        "segment_sum": _fake_segment_sum,
-    }
-    for name, schema in SCHEMAS.items():
-        specification = _checked(name, getattr(reference, name))
-        kernels = {"": _without_own_kernel(name, specification), ".triton": _triton(name), ".reference": specification}
-        if name == "segment_sum":
-            kernels[".atomic"] = _triton("segment_sum_atomic")
-        for suffix, kernel in kernels.items():
-            _library.define(f"{name}{suffix}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
-            _library.impl(f"{name}{suffix}", kernel, "CompositeExplicitAutograd")
-            torch.library.register_fake(f"revq::{name}{suffix}", fakes[name], lib=_library)
-    _library.define("cpu_isa() -> int", tags=(torch.Tag.pt2_compliant_tag,))
-    for name, schema in INDEX_SCHEMAS.items():
-        _library.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.register_fake("revq::index_search", _fake_index_search, lib=_library)
+def _default(name: str, row: Operator) -> Callable[..., Any]:
+    """The default overload on a device for which no kernel is registered (yet): load its kernels, else the reference."""
+
+    def run(*arguments: Any) -> Any:
+        device_type = arguments[0].device.type
+        if device_type == "cpu":
+            if not native.is_loaded() and native.load() is None:
+                return getattr(torch.ops.revq, name).default(*arguments)  # the C++ kernel, if there is one
+        elif triton.unavailable(device_type) is None and name in triton.kernels().KERNELS:
+            return getattr(torch.ops.revq, name).triton(*arguments)
+        return getattr(torch.ops.revq, name).reference(*arguments)
+
+    return run
 
 
-_define()
+def _atomic(name: str, row: Operator) -> Callable[..., Any]:
+    """The overload "atomic": Triton's kernel with atomic additions where it can run, else the default overload."""
+    kernel = _triton(name, row, "atomic")
+
+    def run(*arguments: Any) -> Any:
+        if triton.unavailable(arguments[0].device.type) is None:
+            return kernel(*arguments)
+        return getattr(torch.ops.revq, name).default(*arguments)
+
+    return run
+
+
+for _name, _row in OPERATORS.items():
+    if _row.reference is None:
+        _define(_name, _row, None)
+        continue
+    _define(_name, _row, _default(_name, _row))
+    _define(f"{_name}.triton", _row, _triton(_name, _row, "triton"))
+    _define(f"{_name}.reference", _row, _reference(_row.check, _row.reference))
+_define("segment_sum.atomic", OPERATORS["segment_sum"], _atomic("segment_sum", OPERATORS["segment_sum"]))

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 PAIRS_PER_CHUNK = 1 << 20
-"""Query-code pairs whose distances exist at one time; bounds the workspace to some tens of megabytes."""
+"""Query-code pairs whose distances are held at a time; bounds the workspace to some tens of megabytes."""
 
 PAIRS_PER_SERIAL_CHUNK = 1 << 14
-"""The same where the calling thread alone may compute: torch gives fewer elements than 2^15 to no other thread."""
+"""The same where only the calling thread may compute: torch uses one thread for fewer than 2^15 elements."""
 
 
 def squared_distance(x: Tensor, codes: Tensor) -> Tensor:
@@ -65,7 +65,9 @@ def weighted_distance(x: Tensor, weight: Tensor, codes: Tensor) -> Tensor:
 def signed_key(value: Tensor, index: Tensor) -> Tensor:
     """As `distance_key` for values of either sign; the two zeros are equal."""
     bits = (value + 0.0).view(torch.int32).long()  # -0.0 + 0.0 is 0.0
-    bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # the bits of a negative float fall as it grows
+    bits = torch.where(
+        bits < 0, bits ^ 0x7FFFFFFF, bits
+    )  # the bits of a negative float decrease as its value increases
     return (torch.where(value.isnan(), -(2**31), bits) << 32) | index
 
 
@@ -94,7 +96,7 @@ def _smallest_key(x: Tensor, codebook: Tensor, weight: Tensor | None, key: Key) 
     weights = None if weight is None else weight.reshape(-1, num_groups, code_dim)
     indices = torch.empty(queries.shape[:2], dtype=torch.int64, device=x.device)
     with denormals_kept() as flushed:
-        # torch's other threads may go on flushing denormals when the calling one no longer does
+        # torch's other threads may still flush denormals when the calling thread no longer does
         pairs = PAIRS_PER_SERIAL_CHUNK if flushed else PAIRS_PER_CHUNK
         codes_per_chunk = min(num_codes, pairs)
         rows_per_chunk = max(1, pairs // codes_per_chunk)
@@ -120,7 +122,7 @@ def _smallest_in_group(key: Callable[[Tensor, Tensor], Tensor], codes: Tensor, c
 
 @torch.no_grad()
 def gather_codes(codebook: Tensor, indices: Tensor, dtype: torch.dtype) -> Tensor:
-    """codebook ``[G, K, d]``, indices ``[..., G]`` -> the chosen rows ``[..., G, d]`` in ``dtype``."""
+    """codebook ``[G, K, d]``, indices ``[..., G]`` -> the rows at these indices ``[..., G, d]`` in ``dtype``."""
     group = torch.arange(codebook.shape[0], device=codebook.device)
     return codebook[group, indices].to(dtype)
 
@@ -129,7 +131,7 @@ def gather_codes(codebook: Tensor, indices: Tensor, dtype: torch.dtype) -> Tenso
 def count_codes_(count: Tensor, indices: Tensor) -> None:
     """Add to count int64 ``[G, K]`` how often each code stands in indices ``[..., G]``."""
     by_group = indices.reshape(-1, count.shape[0]).T
-    # apart from count, which an index out of range thus leaves unchanged
+    # in a tensor of its own, so that an index out of range leaves count unchanged
     count += torch.zeros_like(count).scatter_add_(1, by_group, torch.ones_like(by_group))
 
 
@@ -143,24 +145,24 @@ def quantize(x: Tensor, codebook: Tensor, count: Tensor | None) -> tuple[Tensor,
 
 
 @torch.no_grad()
-def segment_sum(grad: Tensor, indices: Tensor, num_codes: int) -> Tensor:
-    """Sum the rows of grad ``[..., G, d]`` that chose the same code -> float32 ``[G, K, d]``.
+def segment_sum(values: Tensor, indices: Tensor, num_codes: int) -> Tensor:
+    """Sum the rows of values ``[..., G, d]`` that have the same index -> float32 ``[G, K, d]``.
 
     The sum runs over queries in order, one row at a time, in float32.
     """
-    num_groups, code_dim = grad.shape[-2:]
+    num_groups, code_dim = values.shape[-2:]
     rows = (indices.reshape(-1, num_groups) + torch.arange(num_groups, device=indices.device) * num_codes).reshape(-1)
-    total = torch.zeros(num_groups * num_codes, code_dim, dtype=torch.float32, device=grad.device)
+    total = torch.zeros(num_groups * num_codes, code_dim, dtype=torch.float32, device=values.device)
     with denormals_kept():
-        total.index_add_(0, rows, grad.reshape(-1, code_dim).float())
+        total.index_add_(0, rows, values.reshape(-1, code_dim).float())
     return total.view(num_groups, num_codes, code_dim)
 
 
 @contextmanager
 def denormals_kept() -> Iterator[bool]:
-    """Switch flush-to-zero off for a block, and back on if it was on: torch has a setter for it and no getter.
+    """Switch flush-to-zero off for a block, and back on afterwards if it was on.
 
-    Yields whether it was on.
+    Yields whether it was on, which a product of small floats shows: torch has a setter for the mode but no getter.
     """
     flushed = bool((torch.tensor(1e-38, dtype=torch.float32, device="cpu") * 0.01) == 0)
     if flushed:

@@ -1,4 +1,4 @@
-"""Every message a user can get: one check per kind of argument, each naming it, what was expected and what came."""
+"""The checks of arguments: one for each kind.  Each message names the argument, what was expected and what came."""
 
 import torch
 from torch import Tensor
@@ -7,13 +7,13 @@ INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_CODES = 2**31 - 1
 METRICS = ("l2", "inner_product", "diagonal")
 COSINES = ("cosine", "cosine_lookup")
-"""What `FastChannelVQ` takes besides: an l2 search of vectors that it has normalized."""
+"""Further metrics of `FastChannelVQ`: an l2 search of vectors that it normalizes itself."""
 IMPLEMENTATIONS = ("auto", "native", "triton", "reference")
 
 
 def check_search(x: Tensor, codebook: Tensor) -> None:
     """x ``[..., G, d]`` against codebook ``[G, K, d]``."""
-    _check_numbers("x", x)
+    _check_dtype("x", x)
     check_codebook(codebook)
     shape, (num_groups, _, code_dim) = x.shape, codebook.shape
     if len(shape) < 2:
@@ -39,24 +39,27 @@ def check_metric(metric: str, weight: Tensor | None, x: Tensor) -> None:
         expected, came = ("None", "one") if weight is not None else ("a tensor of x's shape", "None")
         raise ValueError(f"weight: expected {expected} for metric={metric!r}, got {came}")
     if weight is not None:
-        _check_numbers("weight", weight)
+        _check_dtype("weight", weight)
         if weight.shape != x.shape:
             raise ValueError(f"weight: expected x's shape {tuple(x.shape)}, got {tuple(weight.shape)}")
         _check_same_device("weight", weight, "x", x)
 
 
-def check_quantizer(num_codes: int, code_dim: int, num_groups: int, metric: str) -> None:
-    """The sizes and the metric of a `FastChannelVQ`."""
+def check_quantizer(num_codes: int, code_dim: int, num_groups: int, metric: str, impl: str) -> None:
+    """The sizes, the metric and the implementation of a `FastChannelVQ`."""
     for name, size in (("num_codes", num_codes), ("code_dim", code_dim), ("num_groups", num_groups)):
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"{name}: expected an integer >= 1, got {size!r}")
     if metric not in METRICS + COSINES:
         raise ValueError(f"metric: expected one of {METRICS + COSINES}, got {metric!r}")
+    check_implementation(impl)
+    if metric in ("inner_product", "diagonal") and impl in ("native", "triton"):
+        raise ValueError(f"impl: metric={metric!r} has no kernel, expected 'auto' or 'reference', got {impl!r}")
 
 
 def check_codebook(codebook: Tensor) -> None:
     """codebook ``[G, K, d]`` of a floating type with at least one code."""
-    _check_numbers("codebook", codebook)
+    _check_dtype("codebook", codebook)
     shape = codebook.shape
     if len(shape) != 3:
         raise ValueError(f"codebook: expected [G, K, d], got shape {tuple(shape)}")
@@ -69,7 +72,7 @@ def check_codebook(codebook: Tensor) -> None:
 
 def check_index_query(x: Tensor, shape: tuple[int, int, int]) -> None:
     """x ``[..., G, d]`` against the shape of a `CodebookIndex`."""
-    _check_numbers("x", x)
+    _check_dtype("x", x)
     num_groups, _, code_dim = shape
     if x.dim() < 2 or tuple(x.shape[-2:]) != (num_groups, code_dim):
         raise ValueError(
@@ -93,14 +96,24 @@ def check_count(count: Tensor, num_groups: int, num_codes: int | None, like: Ten
     _check_same_device("count", count, "the other tensors", like)
 
 
-def check_gradient(grad: Tensor, indices: Tensor, num_codes: int) -> None:
-    """grad ``[..., G, d]`` with indices ``[..., G]``."""
-    _check_numbers("grad", grad)
+def check_counted(count: Tensor) -> None:
+    """count int64 ``[G, K]`` of a finished count, on any device."""
+    _check_tensor("count", count)
+    if count.dtype != torch.int64:
+        raise TypeError(f"count: expected dtype torch.int64, got {count.dtype}")
+    if count.dim() != 2 or count.shape[1] < 1:
+        raise ValueError(f"count: expected [G, K] with K >= 1, got shape {tuple(count.shape)}")
+
+
+def check_segments(values: Tensor, indices: Tensor, num_codes: int) -> None:
+    """values ``[..., G, d]`` with indices ``[..., G]`` on one device."""
+    _check_dtype("values", values)
     check_indices(indices)
-    if grad.dim() < 2 or grad.shape[-2] < 1 or grad.shape[-1] < 1 or grad.shape[:-1] != indices.shape:
+    if values.dim() < 2 or values.shape[-2] < 1 or values.shape[-1] < 1 or values.shape[:-1] != indices.shape:
         raise ValueError(
-            f"grad: expected [..., G, d] with G, d >= 1 for indices {tuple(indices.shape)}, got {tuple(grad.shape)}"
+            f"values: expected [..., G, d] with G, d >= 1 for indices {tuple(indices.shape)}, got {tuple(values.shape)}"
         )
+    _check_same_device("indices", indices, "values", values)
     if not 1 <= num_codes <= MAX_CODES:
         raise ValueError(f"num_codes: expected 1 <= K <= {MAX_CODES}, got {num_codes}")
 
@@ -150,7 +163,7 @@ def _check_tensor(name: str, value: object) -> None:
         raise TypeError(f"{name}: expected a dense torch.Tensor, got layout {value.layout}")
 
 
-def _check_numbers(name: str, tensor: Tensor) -> None:
+def _check_dtype(name: str, tensor: Tensor) -> None:
     _check_tensor(name, tensor)
     if tensor.dtype not in INPUT_DTYPES:
         raise TypeError(f"{name}: expected dtype float32, bfloat16 or float16, got {tensor.dtype}")

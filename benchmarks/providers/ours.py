@@ -2,11 +2,11 @@
 
 from typing import Any
 
+from revq_kernels.automatic import AutomaticIndex
 from torch import Tensor
 
 from benchmarks.providers.provider import Provider
 from revq_kernels import CodebookIndex, explain, nearest_code
-from revq_kernels.automatic import AutomaticIndex
 
 STEP = 1e-3
 """How far the codes of the refit row move in a step, in their standard deviations: an optimizer's late steps."""

@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from revq_kernels import count_codes_, nearest_code
+from revq_kernels import count_codes_, nearest_code, segment_sum
 from revq_kernels.interop.families.family import parameter_names
-from revq_kernels.ops import overload
 
 _DOUBLE_PAIRS = 1 << 22
 """Limit on the distances held at a time in the float64 search, which has no kernel."""
@@ -62,8 +61,7 @@ def code_sums(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
         return (
             x.new_zeros(len(x) * num_codes, x.shape[-1]).index_add_(0, row, x.flatten(0, 1)).unflatten(0, (len(x), -1))
         )
-    by_query = x.transpose(0, 1).contiguous(), indices.transpose(0, 1).contiguous()
-    return overload("segment_sum", "default")(*by_query, num_codes)
+    return segment_sum(x.transpose(0, 1), indices.transpose(0, 1), num_codes)
 
 
 def kmeans(

@@ -1,22 +1,21 @@
-"""`FastChannelVQ`: the operations as a quantizer module."""
+"""`FastChannelVQ`: the operations as a quantizer module, in the order of a call."""
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revq_kernels.nn.arrange import Arrangement
-from revq_kernels.nn.codebook import Codebook
-from revq_kernels.nn.dead_codes import ReplaceDeadCodes
-from revq_kernels.nn.ema import EMAUpdate
-from revq_kernels.nn.estimators import Estimator, check_estimator, estimate
-from revq_kernels.nn.layout import Layout, Split
-from revq_kernels.nn.losses import check_commitment, loss_weights, vq_losses
-from revq_kernels.nn.output import Parts, Returns, format_of
-from revq_kernels.validation import check_index_range, check_indices, check_quantizer
+from revq_kernels import functional
+from revq_kernels.index import CodebookIndex
+from revq_kernels.nn.codebook_updates import CodeStatistics, EMAUpdate, ReplaceDeadCodes, initial_codebook
+from revq_kernels.nn.layout import Layout, Split, TokenLayout
+from revq_kernels.nn.losses import Estimator, check_loss_options, estimate, loss_weights, vq_losses
+from revq_kernels.nn.output import OutputFormat, QuantizerDetails, default_format
+from revq_kernels.validation import COSINES, check_index_range, check_indices, check_quantizer
 
 
-class FastChannelVQ(Codebook):
+class FastChannelVQ(nn.Module):
     """Vector quantization by exact nearest-code search, without a distance matrix.
 
     Takes latents, which it cuts into tokens, or tokens ``[B, T, d]``.  Token t uses codebook t mod G (as the released
@@ -24,44 +23,45 @@ class FastChannelVQ(Codebook):
 
     ``loss = mse(x.detach(), quantized) + commitment * mse(x, quantized.detach())``, in float32.
 
-    In eval mode on the CPU, a large codebook that is searched often is searched through a `CodebookIndex` where that has
-    shown itself the faster way; the results are the same, bit for bit, whatever happens to the codebook in between
-    (``automatic`` says what runs and why).
-
-    Several processes: each counts its own choices, and `reset_` decides by them alone.  Under DistributedDataParallel
-    pass ``broadcast_buffers=False``, add the counts up over the processes before `reset_`, and give it generators of
-    one seed; nothing here does that yet.
+    Several processes: each counts its own selections, and `reset_` decides by them alone.  Under DistributedDataParallel
+    pass ``broadcast_buffers=False``, sum ``count`` over the processes before `reset_`, and give it generators of one
+    seed; nothing here does that yet.
 
     Args:
         num_codes: K, codes per codebook.
-        code_dim: d, numbers per code.
+        code_dim: d, elements per code.
         num_groups: G, codebooks.
         layout: of the latents, "BCHW", "BLC", "BDT", "BTCHW" or "BCDHW".  None: four dimensions are BCHW, three are
-            tokens ``[B, T, d]`` that nothing cuts any more.
-        split: how latents are cut: "channel" (paper, section 3.2.1), "last" (a position's channels; with d = C the
-            usual VQ layer; also "space") or "flat" (see `split_tokens`).
+            tokens ``[B, T, d]``, which are not cut.
+        split: how latents are cut: "channel" (paper, section 3.2.1), "space" (a position's channels; with d = C the
+            usual VQ layer) or "flat" (see `split_tokens`).
         metric: "l2"; "cosine" (tokens and codes are normalized, and all results are about the normalized ones);
             "cosine_lookup" (normalized for the search alone); "inner_product" (the largest); or "diagonal" (with a
             ``weight`` per call).  The last two run on the reference (`explain`).
-        commitment: weight of the loss that draws x to its code; 0 switches it off.
+        commitment: weight of the loss that moves x to its code; 0 switches it off.
         legacy_beta: put that weight on the other term, as VQGAN's code does (see `loss_weights`).
         loss_in_eval: False makes the loss 0 in eval mode.
-        estimator: "straight_through" passes the gradient of ``quantized`` to x unchanged, "rotation" turns and scales
+        estimator: "straight_through" passes the gradient of ``quantized`` to x unchanged, "rotation" rotates and scales
             it (see `Rotation`), "none", as in ReVQ, passes it to the codebook.
         deterministic: whether the codebook's gradient has the same bits in every run, as for `quantize`.
-        update: `EMAUpdate`: averages move the codes, no gradient.
+        update: `EMAUpdate`: averages move the codes instead of a gradient.
         codes: a module that makes the codes ``[G, K, d]`` in place of a codebook, such as `MappedCodes`.
-        dead_codes: `ReplaceDeadCodes`: little used codes start anew during training.
-        returns: "own" (`QuantizerOutput`) or a name of ``returns.FORMATS``, or a function as there.
+        dead_codes: `ReplaceDeadCodes`: rarely used codes are replaced during training.
+        output_format: makes the result of a call, such as a function of `revq_kernels.interop.formats`; None:
+            `QuantizerOutput`.
+        impl: which implementation searches, as for `nearest_code`.
 
     Attributes:
         codebook: parameter float32 ``[G, K, d]``, standard normal until `initialize_` or training changes it; None with
             ``codes``.
-        count: buffer int64 ``[G, K]``: choices of each code in training mode since the last `reset_`.
+        count: buffer int64 ``[G, K]``: selections of each code in training mode since the last `reset_`.
 
     Raises:
         ValueError: for sizes below 1, an unknown option, a negative commitment, or objects that do not go together.
     """
+
+    codebook: nn.Parameter | None
+    count: Tensor
 
     def __init__(
         self,
@@ -80,16 +80,32 @@ class FastChannelVQ(Codebook):
         update: EMAUpdate | None = None,
         codes: nn.Module | None = None,
         dead_codes: ReplaceDeadCodes | None = None,
-        returns: str | Returns = "own",
+        output_format: OutputFormat | None = None,
+        impl: str = "auto",
     ) -> None:
-        check_commitment(commitment)  # all checks come before the companions are bound
-        check_estimator(estimator)
-        check_quantizer(num_codes, code_dim, num_groups, metric)
-        arrangement, returned = Arrangement(code_dim, num_groups, layout, split), format_of(returns)
-        super().__init__(num_codes, code_dim, num_groups, metric, deterministic, update, codes, dead_codes)
-        self.arrangement = arrangement
+        super().__init__()
+        check_quantizer(
+            num_codes, code_dim, num_groups, metric, impl
+        )  # all checks come before `bind`, which has effects
+        check_loss_options(commitment, estimator)
+        if codes is not None and (update is not None or dead_codes is not None):
+            raise ValueError("codes: expected None beside update or dead_codes, which move a codebook, got a module")
+        if output_format is not None and not callable(output_format):
+            raise ValueError(f"output_format: expected a function or None, got {output_format!r}")
+        self.token_layout = TokenLayout(code_dim, num_groups, layout, split)
+        self.num_codes, self.code_dim, self.num_groups = num_codes, code_dim, num_groups
+        self.metric, self.impl, self.deterministic = metric, impl, deterministic
         self.commitment, self.legacy_beta, self.loss_in_eval = commitment, legacy_beta, loss_in_eval
-        self.estimator, self.returns = estimator, returned
+        self.estimator, self.output_format = estimator, output_format or default_format
+        codebook = nn.Parameter(torch.randn(num_groups, num_codes, code_dim, dtype=torch.float32))
+        self.register_parameter("codebook", codebook if codes is None else None)
+        self.register_buffer("count", torch.zeros(num_groups, num_codes, dtype=torch.int64))
+        self.update, self.codes, self.dead_codes = update, codes, dead_codes
+        if update is not None:
+            update.bind(codebook)
+        if dead_codes is not None:
+            dead_codes.bind(codebook)
+        self._index: CodebookIndex | None = None
 
     def forward(
         self, x: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None, weight: Tensor | None = None
@@ -104,37 +120,56 @@ class FastChannelVQ(Codebook):
 
         Returns:
             ``quantized`` in x's shape and dtype, ``indices`` int64 ``[B, T]``, ``loss`` a float32 scalar (0 for an
-            empty batch), unless ``returns`` says otherwise.
+            empty batch), unless ``output_format`` makes something else of them.
 
         Raises:
             ValueError: if x has another rank, d does not fit, T is not a multiple of ``num_groups``, or a mask, lengths or
                 a weight do not fit x.
         """
-        return self.returns(self.parts(x, mask=mask, lengths=lengths, weight=weight), self)
+        return self.output_format(self.quantize(x, mask=mask, lengths=lengths, weight=weight), self)
 
-    def parts(
+    def quantize(
         self, x: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None, weight: Tensor | None = None
-    ) -> Parts:
-        """As `forward`, before the return format."""
-        tokens, queries, mask, rows = self._cut(x, mask, lengths)
-        quantized, indices = self.choose(queries, rows, self._weight(weight))
+    ) -> QuantizerDetails:
+        """As `forward`, before the output format."""
+        # 1. Latents to tokens, tokens to queries of each group.
+        tokens = self.token_layout.tokens(x)  # [B, T, d]
+        token_mask = self.token_layout.mask(x, mask, lengths)  # [B, T]
+        query_mask = None if token_mask is None else self.token_layout.by_group(token_mask)  # [N, G]
+        queries = self._queries(tokens, query_mask)  # [N, G, d]
+
+        # 2. The search.  Dead codes are replaced before it, so that this call can select the new ones.
+        if self.training and self.dead_codes is not None:
+            self._restart_averages(self.dead_codes.replace_(self._own_codebook(), queries, query_mask))
+        codes = self.current_codes()
+        updates_follow = self.update is not None or self.dead_codes is not None
+        # Without updates, the only statistic is the count, which the search adds to the buffer itself.
+        count = torch.zeros_like(self.count) if updates_follow else self.count
+        quantized, indices = self._search(queries, codes, self._weight(weight), query_mask, count)
+
+        # 3. What follows a selection: statistics -> reduce -> apply.  The result keeps the codes as they were.
+        if self.training and updates_follow:
+            self._apply_statistics(self._reduce_statistics(self._statistics(queries, indices, count)))
+
+        # 4. Loss, gradient for x, and the shape of x again.
         inputs, quantized = queries.reshape(tokens.shape), quantized.reshape(tokens.shape)
         indices = indices.reshape(tokens.shape[:2])
         weights = loss_weights(self.commitment, self.legacy_beta, learned_codes=self.update is None)
         losses = (torch.zeros((), device=x.device, dtype=torch.float32),) * 3
         if self.training or self.loss_in_eval:
-            losses = vq_losses(inputs, quantized, mask, weights)
+            losses = vq_losses(inputs, quantized, token_mask, weights)
         quantized = estimate(self.estimator, inputs, quantized).to(x.dtype)
-        if mask is not None:
-            quantized = torch.where(mask[..., None], quantized, tokens)
-            indices = indices.masked_fill(~mask, -1)
-        by_position = self.arrangement.by_position(indices, x)
-        return Parts(self.arrangement.like(quantized, x), indices, *losses, weights, x, by_position)
+        if token_mask is not None:
+            quantized = torch.where(token_mask[..., None], quantized, tokens)
+            indices = indices.masked_fill(~token_mask, -1)
+        by_position = self.token_layout.by_position(indices, x)
+        return QuantizerDetails(self.token_layout.restore(quantized, x), indices, *losses, weights, x, by_position)
 
     def encode(self, x: Tensor, *, weight: Tensor | None = None) -> Tensor:
         """The indices of latents or tokens ``x``: int64 ``[B, T]``; counts nothing."""
-        tokens, queries, _, _ = self._cut(x)
-        return self.nearest(queries, self.current_codes(), self._weight(weight)).reshape(tokens.shape[:2])
+        tokens = self.token_layout.tokens(x)
+        indices = self._nearest(self._queries(tokens, None), self.current_codes(), self._weight(weight))
+        return indices.reshape(tokens.shape[:2])
 
     def decode(self, indices: Tensor, latent_shape: tuple[int, ...] | None = None) -> Tensor:
         """The codes of ``indices`` int64 ``[B, T]``, zeros for -1: ``[B, T, d]``, or latents ``[B, *latent_shape]``.
@@ -153,8 +188,60 @@ class FastChannelVQ(Codebook):
         check_index_range(indices, self.num_codes)
         group = torch.arange(indices.shape[1], device=indices.device) % self.num_groups
         tokens = self.current_codes()[group, indices].masked_fill(masked[..., None], 0)
-        return tokens if latent_shape is None else self.arrangement.latents(tokens, latent_shape)
+        return tokens if latent_shape is None else self.token_layout.latents(tokens, latent_shape)
 
+    def current_codes(self) -> Tensor:
+        """``[G, K, d]``: the rows that `decode` returns: the codebook or ``codes``, normalized for ``metric="cosine"``.
+
+        Raises:
+            ValueError: if ``codes`` makes another shape.
+        """
+        if self.codes is None:
+            codes: Tensor = self._own_codebook()
+        else:
+            codes, shape = self.codes(), (*self.count.shape, self.code_dim)
+            if tuple(codes.shape) != shape:
+                raise ValueError(f"codes: expected a module that makes [G, K, d] = {shape}, got {tuple(codes.shape)}")
+        if self.metric != "cosine":
+            return codes
+        # A copy, as autograd saves what is normalized, and the next call's replacements would overwrite it in place.
+        return _normalized(codes if self.dead_codes is None else codes.clone())
+
+    @torch.no_grad()
+    def build_index(self) -> CodebookIndex:
+        """Build an exact search tree over the codes as they are, for the searches of eval mode on the CPU.
+
+        The tree is a snapshot: it answers for the codes it was built from, even if ``codebook.data`` is changed in place
+        afterwards, which nothing can detect.  ``train()``, ``load_state_dict``, ``to`` and the like, `reset_` and
+        `initialize_` drop it; a copy or a pickle of the module is without it.  Results are those of the search over all
+        codes, bit for bit.  It is worth its time where a large codebook of small d (up to about 8) is searched often:
+        for tokenizing a data set (docs/benchmarks.md has the times of build and search).
+
+        Returns:
+            The tree; also `index`, until it is dropped.
+
+        Raises:
+            RuntimeError: in training mode, in which codes move.
+            ValueError: for a metric that is not an l2 search, an ``impl`` other than "auto" or "native", or codes that
+                are not on the CPU.
+            NativeUnavailableError: without the compiled library.
+        """
+        if self.training:
+            raise RuntimeError("build_index: expected eval mode, in which codes do not move, got training mode")
+        if self.metric not in ("l2", *COSINES):
+            raise ValueError(f"metric: expected 'l2', 'cosine' or 'cosine_lookup' for a tree, got {self.metric!r}")
+        if self.impl not in ("auto", "native"):
+            raise ValueError(f"impl: expected 'auto' or 'native' for a tree, which is C++, got {self.impl!r}")
+        codes = self.current_codes()
+        self._index = CodebookIndex(_normalized(codes) if self.metric == "cosine_lookup" else codes)
+        return self._index
+
+    @property
+    def index(self) -> CodebookIndex | None:
+        """The tree that eval mode searches; None without `build_index`."""
+        return self._index
+
+    @torch.no_grad()
     def initialize_(
         self,
         x: Tensor,
@@ -169,24 +256,162 @@ class FastChannelVQ(Codebook):
         Raises:
             ValueError: if a group has fewer than K vectors that count, or ``codes`` makes the codes.
         """
-        _, queries, _, rows = self._cut(x, mask, lengths)
-        self.start_(queries, rows, iterations, generator)
+        tokens, token_mask = self.token_layout.tokens(x), self.token_layout.mask(x, mask, lengths)
+        query_mask = None if token_mask is None else self.token_layout.by_group(token_mask)
+        queries, codebook = self._queries(tokens, query_mask), self._own_codebook()
+        codebook.copy_(initial_codebook(queries, query_mask, self.num_codes, iterations, generator))
+        self._restart_averages(torch.ones_like(self.count, dtype=torch.bool))
+        self._restart_count()
+
+    def reset_(
+        self,
+        *,
+        noise: float = 0.1,
+        max_fraction: float = 1.0,
+        pairing: str = "paper",
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Move the codes without a selection since the last call (see `reset_codes_`), then count from zero.
+
+        Returns:
+            bool ``[G, K]``: the moved rows, whose optimizer state the caller should clear.
+
+        Raises:
+            ValueError: for options out of range, or if ``codes`` makes the codes.
+        """
+        moved = functional.reset_codes_(
+            self._own_codebook(),
+            self.count,
+            noise=noise,
+            max_fraction=max_fraction,
+            pairing=pairing,
+            generator=generator,
+        )
+        self._restart_averages(moved)
+        self._restart_count()
+        return moved
+
+    @property
+    def utilization(self) -> Tensor:
+        """float32 ``[G]``: share of each codebook's codes that were counted at least once."""
+        return functional.utilization(self.count)
+
+    @property
+    def perplexity(self) -> Tensor:
+        """float32 ``[G]``: exp of the entropy of the counted selections, between 1 and K; NaN before any is counted."""
+        return functional.perplexity(self.count)
+
+    def train(self, mode: bool = True) -> "FastChannelVQ":
+        """As any module's; training mode drops the tree of `build_index`."""
+        if mode:
+            self._index = None
+        return super().train(mode)
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""
         return (
             f"num_codes={self.num_codes}, code_dim={self.code_dim}, num_groups={self.num_groups}, "
-            f"layout={self.arrangement.layout!r}, split={self.arrangement.split!r}, metric={self.metric!r}, "
-            f"commitment={self.commitment}, estimator={self.estimator!r}, deterministic={self.deterministic}"
+            f"layout={self.token_layout.layout!r}, split={self.token_layout.split!r}, metric={self.metric!r}, "
+            f"commitment={self.commitment}, estimator={self.estimator!r}, deterministic={self.deterministic}, "
+            f"impl={self.impl!r}"
         )
 
-    def _cut(
-        self, x: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """x as tokens ``[B, T, d]`` and as queries ``[N, G, d]``; the mask as ``[B, T]`` and as ``[N, G]``."""
-        tokens, mask = self.arrangement.tokens(x), self.arrangement.mask(x, mask, lengths)
-        rows = None if mask is None else self.arrangement.grouped(mask)
-        return tokens, self.queries(self.arrangement.grouped(tokens), rows), mask, rows
+    def _queries(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Tokens ``[B, T, d]`` as queries ``[N, G, d]`` of the metric, zeros where mask bool ``[N, G]`` is False."""
+        queries = self.token_layout.by_group(tokens)
+        if mask is not None:
+            queries = queries.masked_fill(~mask[..., None], 0)  # padding may be NaN, which would spread
+        return _normalized(queries) if self.metric == "cosine" else queries
 
     def _weight(self, weight: Tensor | None) -> Tensor | None:
-        return None if weight is None else self.arrangement.grouped(self.arrangement.tokens(weight))
+        """A weight in the shape of x, as ``[N, G, d]``."""
+        if weight is None:
+            return None
+        if self.metric != "diagonal":
+            raise ValueError(f"weight: expected None for metric={self.metric!r}, got a tensor")
+        return self.token_layout.by_group(self.token_layout.tokens(weight))
+
+    def _search(
+        self, queries: Tensor, codes: Tensor, weight: Tensor | None, mask: Tensor | None, count: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The nearest codes ``[N, G, d]`` and their indices ``[N, G]``; training mode adds the selections to ``count``."""
+        count_into = count if self.training else None
+        if self.metric in ("l2", "cosine") and mask is None and self._index is None:  # one operator does it all
+            return functional.quantize(
+                queries, codes, count=count_into, impl=self.impl, deterministic=self.deterministic
+            )
+        indices = self._nearest(queries, codes, weight)
+        quantized = functional.look_up(codes, indices, queries.dtype, impl=self.impl, deterministic=self.deterministic)
+        if count_into is not None:
+            if mask is None:
+                functional.count_codes_(count_into, indices, impl=self.impl)
+            else:
+                count_into.scatter_add_(1, indices.T, mask.T.long())  # a masked query adds 0
+        return quantized, indices
+
+    def _nearest(self, queries: Tensor, codes: Tensor, weight: Tensor | None) -> Tensor:
+        """Indices int64 ``[N, G]`` of the queries among `current_codes`."""
+        if self.metric == "cosine_lookup":
+            queries = _normalized(queries.detach())
+            codes = codes if self._index is not None else _normalized(codes.detach())
+        if self._index is not None:
+            return self._index.nearest_code(queries)
+        metric = "l2" if self.metric in COSINES else self.metric
+        return functional.nearest_code(queries, codes, metric=metric, weight=weight, impl=self.impl)
+
+    @torch.no_grad()
+    def _statistics(self, queries: Tensor, indices: Tensor, count: Tensor) -> CodeStatistics:
+        """What this call's updates need; masked queries are zeros and were not counted."""
+        if self.update is None:
+            return CodeStatistics(count, None)
+        return CodeStatistics(count, functional.segment_sum(queries, indices, self.num_codes, impl=self.impl))
+
+    def _reduce_statistics(self, statistics: CodeStatistics) -> CodeStatistics:
+        """The statistics of all processes: here, of this one.  A subclass may sum both tensors over its processes."""
+        return statistics
+
+    @torch.no_grad()
+    def _apply_statistics(self, statistics: CodeStatistics) -> None:
+        """Count the selections, and let the averages move the codes."""
+        self.count += statistics.count
+        if self.dead_codes is not None:
+            self.dead_codes.apply_(statistics)
+        if self.update is not None:
+            self.update.apply_(self._own_codebook(), statistics)
+
+    def _restart_averages(self, moved: Tensor) -> None:
+        if self.update is not None:
+            self.update.restart_(self._own_codebook(), moved)
+
+    def _restart_count(self) -> None:
+        """After the codes were set by other means: count from zero, and drop a tree over the old codes."""
+        self._index = None
+        self.count.zero_()
+        if self.dead_codes is not None:
+            self.dead_codes.restart_()
+
+    def _own_codebook(self) -> nn.Parameter:
+        if self.codebook is None:
+            raise ValueError("codes: expected None for a codebook to move, got a module that makes the codes")
+        return self.codebook
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """As any module's; codes that come without averages restart them, as old averages would overwrite the codes."""
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._index = None
+        if prefix + "codebook" in state_dict and prefix + "update.embed_sum" not in state_dict:
+            self._restart_averages(torch.ones_like(self.count, dtype=torch.bool))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "FastChannelVQ":
+        """As any module's (``to``, ``half``, ``cuda``, ...); drops the tree, which holds codes of the old dtype and device."""
+        self._index = None
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles are without the tree, which would double their size."""
+        return {**self.__dict__, "_index": None}
+
+
+def _normalized(x: Tensor) -> Tensor:
+    """x over its length in float32, as `torch.nn.functional.normalize`; rows are contiguous, whatever x's strides."""
+    return F.normalize(x.float().contiguous(), dim=-1)

@@ -1,55 +1,51 @@
-"""A latent as tokens and back: the channel split of the paper (section 3.2.1, Appendix C), the space split of its Table 3,
-and the layouts that other models use."""
+"""How latents become tokens and queries, and how results take the latents' shape again.
+
+`split_tokens` and `merge_tokens` are the channel split of the paper (section 3.2.1, Appendix C), the space split of its
+Table 3, and the layouts of other models.  `TokenLayout` is the same with the options of one quantizer.
+"""
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Layout = Literal["BCHW", "BLC", "BDT", "BTCHW", "BCDHW"]
-"""Images; sequences with their features last, or, as audio models write it, with their features D first; videos; volumes."""
-Split = Literal["channel", "last", "flat", "space"]
-"""See `split_tokens`; "space" is the paper's word for "last"."""
+"""Images; sequences with features last, or, as audio models write them, with features (D) first; videos; volumes."""
+Split = Literal["channel", "space", "flat"]
+"""See `split_tokens`."""
 
 CHANNEL_AXIS = {"BCHW": 1, "BLC": 2, "BDT": 1, "BTCHW": 2, "BCDHW": 1}
 
 
 def split_tokens(latents: Tensor, code_dim: int, split: Split = "channel", layout: Layout = "BCHW") -> Tensor:
-    """Cut each latent into tokens of ``code_dim`` numbers.
+    """Cut each latent into tokens of ``code_dim`` elements.
 
     ``channel`` reads the latent in (C, positions) order, so that a token is a piece of one channel's map (or several
-    whole maps): a view on contiguous memory of a layout with C first.  ``last`` (also ``space``) reads it in
-    (positions, C) order, so that a token is a piece of one position's channel vector (or several neighboring
-    positions).  ``flat`` reads it in the order of its layout.
+    whole maps): a view, if the layout has C first and the memory is contiguous.  ``space`` reads it in (positions, C)
+    order, so that a token is a piece of one position's channel vector (or several neighboring positions).  ``flat``
+    reads it in the order of its layout.
 
     Args:
         latents: ``[B, ...]`` with the dimensions of ``layout``.
-        code_dim: d, a divisor of the numbers of a sample.
+        code_dim: d, a divisor of the number of elements of a sample.
 
     Returns:
-        ``[B, T, d]`` with T*d numbers of a sample.
+        ``[B, T, d]``; T*d is the number of elements of a sample.
 
     Raises:
         ValueError: for a latent of another rank, a d that does not divide it, or an unknown split or layout.
     """
     check_split(split)
     check_layout(layout)
-    if latents.dim() != len(layout):
-        raise ValueError(f"latents: expected [{', '.join(layout)}], got shape {tuple(latents.shape)}")
-    size = math.prod(latents.shape[1:])
-    if code_dim < 1 or size % code_dim:
-        raise ValueError(
-            f"code_dim: expected a divisor of {'*'.join(layout[1:])}={size} for latents {tuple(latents.shape)}, "
-            f"got {code_dim}"
-        )
-    latents = latents.movedim(CHANNEL_AXIS[layout], _channel_target(split, layout))
-    return latents.reshape(latents.shape[0], size // code_dim, code_dim)
+    return _split(latents, code_dim, split, layout)
 
 
 def merge_tokens(
     tokens: Tensor, latent_shape: tuple[int, ...], split: Split = "channel", layout: Layout = "BCHW"
 ) -> Tensor:
-    """Put tokens back together: the inverse of `split_tokens`.
+    """Put tokens together again: the inverse of `split_tokens`.
 
     Args:
         tokens: ``[B, T, d]``.
@@ -63,6 +59,173 @@ def merge_tokens(
     """
     check_split(split)
     check_layout(layout)
+    return _merge(tokens, latent_shape, split, layout)
+
+
+def check_split(split: str) -> None:
+    """Raise ValueError unless ``split`` is known."""
+    if split not in ("channel", "space", "flat"):
+        raise ValueError(f"split: expected 'channel', 'space' or 'flat', got {split!r}")
+
+
+def check_layout(layout: str) -> None:
+    """Raise ValueError unless ``layout`` is known."""
+    if layout not in CHANNEL_AXIS:
+        raise ValueError(f"layout: expected one of {tuple(CHANNEL_AXIS)}, got {layout!r}")
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """The token options of one quantizer: latents of one layout, or tokens ``[B, T, d]``, for G groups.
+
+    Without a layout, an input of four dimensions is BCHW, and one of three dimensions is already tokens.
+
+    Raises:
+        ValueError: for an unknown layout or split.
+    """
+
+    code_dim: int
+    num_groups: int
+    layout: Layout | None
+    split: Split
+
+    def __post_init__(self) -> None:
+        check_split(self.split)
+        if self.layout is not None:
+            check_layout(self.layout)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """``[B, ...]`` -> ``[B, T, d]``.
+
+        Raises:
+            ValueError: for another rank, a size that d does not divide, or a T that is no multiple of G.
+        """
+        layout = self.layout_of(x)
+        if layout is not None:
+            x = _split(x, self.code_dim, self.split, layout)
+        elif x.dim() != 3 or x.shape[2] != self.code_dim:
+            raise ValueError(f"x: expected [B, C, H, W] or [B, T, d={self.code_dim}], got shape {tuple(x.shape)}")
+        if x.shape[1] % self.num_groups:
+            raise ValueError(
+                f"x: expected T to be a multiple of num_groups={self.num_groups}, got T={x.shape[1]} tokens"
+            )
+        return x
+
+    def by_group(self, tokens: Tensor) -> Tensor:
+        """``[B, T, ...]`` -> ``[N, G, ...]`` with N = B*T/G: token t belongs to group t mod G."""
+        batch, num_tokens = tokens.shape[:2]
+        return tokens.reshape(batch * num_tokens // self.num_groups, self.num_groups, *tokens.shape[2:])
+
+    def restore(self, tokens: Tensor, x: Tensor) -> Tensor:
+        """Tokens ``[B, T, d]`` in the shape of the x that they were cut from."""
+        layout = self.layout_of(x)
+        return tokens if layout is None else _merge(tokens, tuple(x.shape[1:]), self.split, layout)
+
+    def latents(self, tokens: Tensor, latent_shape: tuple[int, ...]) -> Tensor:
+        """Tokens ``[B, T, d]`` as latents ``[B, *latent_shape]``."""
+        return _merge(tokens, latent_shape, self.split, self.layout or "BCHW")
+
+    def mask(self, x: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor | None:
+        """A mask or lengths of x's positions as bool ``[B, T]`` (see `token_mask`)."""
+        if mask is None and lengths is None:
+            return None
+        sizes = self.positions(x)
+        return token_mask(
+            mask,
+            lengths,
+            batch=x.shape[0],
+            positions=None if sizes is None else math.prod(sizes),
+            num_tokens=math.prod(x.shape[1:]) // self.code_dim,
+        )
+
+    def by_position(self, indices: Tensor, x: Tensor) -> Tensor:
+        """``[B, T]`` in the shape of x's positions: ``[B, H, W]``, or ``[B, H, W, pieces]`` for several tokens each.
+
+        ``[B, T]`` unchanged where a position does not hold whole tokens.
+        """
+        sizes = self.positions(x)
+        if sizes is None or indices.shape[1] == 0 or indices.shape[1] % math.prod(sizes):
+            return indices
+        pieces = indices.shape[1] // math.prod(sizes)
+        return indices.reshape(x.shape[0], *sizes, *([pieces] if pieces > 1 else []))
+
+    def positions(self, x: Tensor) -> tuple[int, ...] | None:
+        """The sizes of x without B and C; None where tokens span positions (the channel split)."""
+        layout = self.layout_of(x)
+        if layout is None:
+            return (x.shape[1],)
+        axis = CHANNEL_AXIS[layout]
+        if self.split == "channel" or (self.split == "flat" and axis != len(layout) - 1):
+            return None
+        return tuple(size for place, size in enumerate(x.shape) if place not in (0, axis))
+
+    def layout_of(self, x: Tensor) -> Layout | None:
+        """The layout by which x is cut; None for tokens."""
+        return "BCHW" if self.layout is None and x.dim() == 4 else self.layout
+
+
+def token_mask(
+    mask: Tensor | None, lengths: Tensor | None, *, batch: int, positions: int | None, num_tokens: int
+) -> Tensor | None:
+    """A mask of positions, or lengths, as a mask of tokens.
+
+    Args:
+        mask: bool ``[B, L]``, True for a position that counts, or ``[B, 1]`` for whole samples, or None.
+        lengths: integer ``[B]``, how many leading positions count, or None.
+        batch: B.
+        positions: L; each consists of T / L consecutive tokens.  None: tokens span positions.
+        num_tokens: T.
+
+    Returns:
+        bool ``[B, T]``, or None where everything counts.
+
+    Raises:
+        ValueError: for other shapes, for both at once, and where one token spans several positions.
+        TypeError: for other dtypes.
+    """
+    for name, value in (("mask", mask), ("lengths", lengths)):
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    if mask is not None and lengths is not None:
+        raise ValueError("mask: expected None beside lengths, got both")
+    if positions is None and (lengths is not None or (mask is not None and mask.shape[-1] != 1)):
+        raise ValueError("mask: expected [B, 1], as tokens of this split span positions, got a mask of positions")
+    if lengths is not None:
+        assert positions is not None
+        if lengths.is_floating_point() or lengths.dtype == torch.bool:
+            raise TypeError(f"lengths: expected an integer dtype, got {lengths.dtype}")
+        if tuple(lengths.shape) != (batch,):
+            raise ValueError(f"lengths: expected [B={batch}], got shape {tuple(lengths.shape)}")
+        mask = torch.arange(positions, device=lengths.device) < lengths[:, None]
+    if mask is None:
+        return None
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask: expected dtype torch.bool, got {mask.dtype}")
+    if mask.dim() != 2 or mask.shape[0] != batch or mask.shape[1] not in (1, positions):
+        raise ValueError(f"mask: expected [B={batch}, L={positions}] or [B, 1], got shape {tuple(mask.shape)}")
+    if mask.shape[1] == 1:
+        return mask.expand(batch, num_tokens)
+    if positions is None or (num_tokens % positions if positions else num_tokens):
+        raise ValueError(f"mask: expected whole tokens per position, got T={num_tokens} tokens of L={positions}")
+    return mask.repeat_interleave(num_tokens // max(1, positions), dim=1)
+
+
+def _split(latents: Tensor, code_dim: int, split: Split, layout: Layout) -> Tensor:
+    """`split_tokens` for options that are already checked."""
+    if latents.dim() != len(layout):
+        raise ValueError(f"latents: expected [{', '.join(layout)}], got shape {tuple(latents.shape)}")
+    size = math.prod(latents.shape[1:])
+    if code_dim < 1 or size % code_dim:
+        raise ValueError(
+            f"code_dim: expected a divisor of {'*'.join(layout[1:])}={size} for latents {tuple(latents.shape)}, "
+            f"got {code_dim}"
+        )
+    latents = latents.movedim(CHANNEL_AXIS[layout], _channel_target(split, layout))
+    return latents.reshape(latents.shape[0], size // code_dim, code_dim)
+
+
+def _merge(tokens: Tensor, latent_shape: tuple[int, ...], split: Split, layout: Layout) -> Tensor:
+    """`merge_tokens` for options that are already checked."""
     size = math.prod(latent_shape)
     if len(latent_shape) != len(layout) - 1:
         raise ValueError(f"latent_shape: expected ({', '.join(layout[1:])}), got {tuple(latent_shape)}")
@@ -77,18 +240,6 @@ def merge_tokens(
     return tokens.reshape(tokens.shape[0], *sizes).movedim(target, axis)
 
 
-def check_split(split: str) -> None:
-    """Raise ValueError unless ``split`` is a known split."""
-    if split not in ("channel", "last", "flat", "space"):
-        raise ValueError(f"split: expected 'channel', 'last' (also called 'space') or 'flat', got {split!r}")
-
-
-def check_layout(layout: str) -> None:
-    """Raise ValueError unless ``layout`` is a known layout."""
-    if layout not in CHANNEL_AXIS:
-        raise ValueError(f"layout: expected one of {tuple(CHANNEL_AXIS)}, got {layout!r}")
-
-
 def _channel_target(split: Split, layout: Layout) -> int:
-    """Where the channels stand when the tokens are cut."""
-    return {"channel": 1, "flat": CHANNEL_AXIS[layout]}.get(split, len(layout) - 1)
+    """The axis of the channels while the tokens are cut."""
+    return {"channel": 1, "flat": CHANNEL_AXIS[layout], "space": len(layout) - 1}[split]

@@ -1,22 +1,24 @@
-"""What a quantizer hands back: its own triple, or the tuple that another library's training code unpacks."""
+"""What a quantizer returns: a triple by default, or everything that a call computed, for another format."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 
 class QuantizerOutput(NamedTuple):
-    """What a quantizer returns: the input's latents quantized, their indices, and a loss to minimize."""
+    """The default result of a quantizer."""
 
     quantized: Tensor
+    """The input's latents or tokens, quantized."""
     indices: Tensor
+    """int64 ``[B, T]``; -1 where masked."""
     loss: Tensor
+    """float32 scalar to minimize."""
 
 
-class Parts(NamedTuple):
-    """Everything a call computed, from which a return format takes what it wants."""
+class QuantizerDetails(NamedTuple):
+    """Everything that a call computed; an output format takes from it what it needs."""
 
     quantized: Tensor
     """In x's shape and dtype."""
@@ -36,73 +38,13 @@ class Parts(NamedTuple):
     """The indices in the shape of x's positions: ``[B, H, W]`` for images of one token each, ``[B, L, pieces]``, ..."""
 
 
-Returns = Callable[[Parts, nn.Module], Any]
-"""A format: a function of the parts and of the `FastChannelVQ` that made them."""
+OutputFormat = Callable[[QuantizerDetails, nn.Module], Any]
+"""A function of the details and of the `FastChannelVQ` that computed them.
+
+`revq_kernels.interop.formats` holds the tuples that the training code of other libraries unpacks.
+"""
 
 
-def own(parts: Parts, vq: nn.Module) -> QuantizerOutput:
-    """The default."""
-    return QuantizerOutput(parts.quantized, parts.indices, parts.loss)
-
-
-def taming(parts: Parts, vq: nn.Module) -> tuple[Any, ...]:
-    """VQGAN's ``VectorQuantizer2`` (taming, IBQ) and diffusers' ``VectorQuantizer``; they give None for the perplexity too."""
-    return parts.quantized, parts.loss, (None, None, parts.indices.reshape(-1))
-
-
-def transformers(parts: Parts, vq: nn.Module) -> tuple[Any, ...]:
-    """Chameleon's, Janus' and GlmImage's ``VQVAEVectorQuantizer``."""
-    return parts.quantized, parts.loss, parts.indices.reshape(-1)
-
-
-def llamagen(parts: Parts, vq: nn.Module) -> tuple[Any, ...]:
-    """LlamaGen's ``VectorQuantizer`` with entropy_loss_ratio=0: no losses in eval mode.
-
-    The usage is this module's `utilization`, since the last reset; LlamaGen's is that of the last 65,536 tokens.
-    """
-    losses: tuple[Any, ...] = (None, None, None, None)
-    if vq.training:
-        nothing = torch.zeros_like(parts.loss)
-        losses = (*_weighted(parts), nothing, vq.utilization.mean())
-    return parts.quantized, losses, (None, None, parts.indices.reshape(-1))
-
-
-def titok(parts: Parts, vq: nn.Module) -> tuple[Any, ...]:
-    """TiTok's and MaskBit's ``VectorQuantizer``."""
-    codebook_loss, commitment_loss = _weighted(parts)
-    return parts.quantized, {
-        "quantizer_loss": parts.loss,
-        "commitment_loss": commitment_loss,
-        "codebook_loss": codebook_loss,
-        "min_encoding_indices": parts.indices_by_position,
-    }
-
-
-def lucidrains(parts: Parts, vq: nn.Module) -> tuple[Any, ...]:
-    """vector-quantize-pytorch's ``VectorQuantize``."""
-    return parts.quantized, parts.indices_by_position, parts.loss
-
-
-def dac(parts: Parts, vq: nn.Module) -> tuple[Any, ...]:
-    """transformers' ``DacVectorQuantize``; descript's own gives each sample's losses, of which these are the means."""
-    return parts.quantized, parts.commitment_loss, parts.codebook_loss, parts.indices, parts.x
-
-
-def _weighted(parts: Parts) -> tuple[Tensor, Tensor]:
-    return parts.weights[0] * parts.codebook_loss, parts.weights[1] * parts.commitment_loss
-
-
-FORMATS: dict[str, Returns] = {f.__name__: f for f in (own, taming, transformers, llamagen, titok, lucidrains, dac)}
-
-
-def format_of(returns: str | Returns) -> Returns:
-    """The function that ``returns`` names or is.
-
-    Raises:
-        ValueError: for an unknown name.
-    """
-    if callable(returns):
-        return returns
-    if returns not in FORMATS:
-        raise ValueError(f"returns: expected a function or one of {tuple(FORMATS)}, got {returns!r}")
-    return FORMATS[returns]
+def default_format(details: QuantizerDetails, quantizer: nn.Module) -> QuantizerOutput:
+    """``(quantized, indices, loss)``."""
+    return QuantizerOutput(details.quantized, details.indices, details.loss)

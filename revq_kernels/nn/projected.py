@@ -1,26 +1,25 @@
-"""Codes of fewer numbers than the latent has channels."""
+"""`ProjectedVQ`: codes of fewer elements than the latent has channels."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from revq_kernels.nn.arrange import Arrangement
 from revq_kernels.nn.channel_vq import FastChannelVQ
-from revq_kernels.nn.layout import CHANNEL_AXIS
-from revq_kernels.nn.output import Parts
+from revq_kernels.nn.layout import CHANNEL_AXIS, TokenLayout
+from revq_kernels.nn.output import QuantizerDetails
 
 
 class ProjectedVQ(nn.Module):
     """A linear map in, a `FastChannelVQ` of low dimension, a linear map out (Yu et al. 2022, "factorized codes"; DAC).
 
     The loss compares the projected latents with their codes; the maps get the gradient of the decoder through the
-    quantizer's estimator.  The result has the form that ``vq`` returns, with the quantized latents mapped out.
+    quantizer's estimator.  The result has the output format of ``vq``, and its quantized latents are mapped out.
 
     Args:
         dim: channels of the latents, at the axis of ``vq``'s layout (its last for tokens).
         vq: the quantizer.
-        inner: channels that it sees; its code_dim if None.
+        inner: channels of its input; its code_dim if None.
 
     Attributes:
         project_in, project_out: ``nn.Linear``, dim to inner and back.
@@ -32,34 +31,34 @@ class ProjectedVQ(nn.Module):
         self.project_in, self.vq, self.project_out = nn.Linear(dim, inner), vq, nn.Linear(inner, dim)
 
     @property
-    def arrangement(self) -> Arrangement:
+    def token_layout(self) -> TokenLayout:
         """That of ``vq``."""
-        return self.vq.arrangement
+        return self.vq.token_layout
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Any:
         """As `FastChannelVQ.forward`, for latents of ``dim`` channels; a masked position keeps its own value."""
-        return self.vq.returns(self.parts(x, mask=mask, lengths=lengths), self.vq)
+        return self.vq.output_format(self.quantize(x, mask=mask, lengths=lengths), self.vq)
 
-    def parts(self, x: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Parts:
-        """As `forward`, before the return format; ``parts.x`` is the projected input."""
+    def quantize(self, x: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> QuantizerDetails:
+        """As `forward`, before the output format; ``details.x`` is the projected input."""
         shape = list(x.shape)
         shape[self._axis(x.dim())] = self.project_in.out_features
-        tokens = self.arrangement.mask(x.new_empty(shape, device="meta"), mask, lengths)
+        tokens = self.token_layout.mask(x.new_empty(shape, device="meta"), mask, lengths)
         if tokens is None:
-            parts = self.vq.parts(self._map(self.project_in, x))
-            return parts._replace(quantized=self._map(self.project_out, parts.quantized))
+            details = self.vq.quantize(self._map(self.project_in, x))
+            return details._replace(quantized=self._map(self.project_out, details.quantized))
         counts = self._over_channels(tokens, tuple(shape[1:]))
-        # zeros, as the gradient of a linear map would carry a padding of NaN into its weights
-        parts = self.vq.parts(self._map(self.project_in, torch.where(counts, x, 0)), mask=mask, lengths=lengths)
-        quantized = self._map(self.project_out, parts.quantized)
-        return parts._replace(quantized=torch.where(counts, quantized, x))
+        # Zeros: the gradient of a linear map would carry padding of NaN into its weights.
+        details = self.vq.quantize(self._map(self.project_in, torch.where(counts, x, 0)), mask=mask, lengths=lengths)
+        quantized = self._map(self.project_out, details.quantized)
+        return details._replace(quantized=torch.where(counts, quantized, x))
 
     def encode(self, x: Tensor) -> Tensor:
         """The indices int64 ``[B, T]`` of ``x``; counts nothing."""
         return self.vq.encode(self._map(self.project_in, x))
 
     def decode(self, indices: Tensor, latent_shape: tuple[int, ...] | None = None) -> Tensor:
-        """What ``indices`` int64 ``[B, T]`` stand for, zeros for -1: ``[B, *latent_shape]``.
+        """The latents that ``indices`` int64 ``[B, T]`` stand for, zeros for -1: ``[B, *latent_shape]``.
 
         Without a shape: ``[B, T, dim]``, where the quantizer takes tokens.
         """
@@ -78,7 +77,7 @@ class ProjectedVQ(nn.Module):
         return self.vq.decode(indices, shape).to(self.project_out.weight.dtype)
 
     def _axis(self, rank: int) -> int:
-        return CHANNEL_AXIS[self.arrangement.layout or ("BCHW" if rank == 4 else "BLC")]
+        return CHANNEL_AXIS[self.token_layout.layout or ("BCHW" if rank == 4 else "BLC")]
 
     def _map(self, linear: nn.Linear, x: Tensor) -> Tensor:
         axis = self._axis(x.dim())
@@ -86,7 +85,7 @@ class ProjectedVQ(nn.Module):
 
     def _over_channels(self, tokens: Tensor, inner: tuple[int, ...]) -> Tensor:
         """bool ``[B, T]``, equal for the tokens of a position, in the latents' layout, with one channel to broadcast."""
-        if len(inner) == 2 and self.arrangement.layout is None:
+        if len(inner) == 2 and self.token_layout.layout is None:
             return tokens[..., None]
         spread = tokens[..., None].expand(*tokens.shape, self.vq.code_dim)
-        return self.arrangement.latents(spread, inner).narrow(self._axis(len(inner) + 1), 0, 1)
+        return self.token_layout.latents(spread, inner).narrow(self._axis(len(inner) + 1), 0, 1)

@@ -1,15 +1,15 @@
-"""Quantizers in stages, each on what the ones before it left over."""
+"""`ResidualVQ`: quantizers in stages, each quantizes the residual of the stages before it."""
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from revq_kernels.nn.channel_vq import FastChannelVQ
-from revq_kernels.nn.estimators import estimate
-from revq_kernels.nn.masks import token_mask
+from revq_kernels.nn.layout import token_mask
+from revq_kernels.nn.losses import estimate
 from revq_kernels.nn.output import QuantizerOutput
 from revq_kernels.nn.projected import ProjectedVQ
 
@@ -17,15 +17,15 @@ from revq_kernels.nn.projected import ProjectedVQ
 class ResidualVQ(nn.Module):
     """Residual vector quantization (Zeghidour et al. 2021): ``quantized`` is the sum of all stages' codes.
 
-    A stage sees x minus the codes of the earlier stages, as constants: each stage's commitment loss reaches x, which it
-    does not where a straight-through code is subtracted (encodec #25).  The latent gets the gradient of the sum once,
-    by the first stage's estimator, and not once per stage; stages that project (`ProjectedVQ`) hand theirs on
-    themselves, because their maps learn from it.
+    The input of a stage is x minus the codes of the earlier stages, which are constants there: so each stage's commitment
+    loss reaches x, which it does not if a straight-through code is subtracted (encodec #25).  x gets the gradient of
+    the sum once, by the first stage's estimator, and not once per stage; stages that project (`ProjectedVQ`) pass their
+    own gradient on, because their maps learn from it.
 
     With quantizer dropout (training mode), that share of the samples uses the first n stages only, n uniform in 1 ... Q;
-    the others have index -1 there and count for nothing.
+    in the other stages they have index -1 and are not counted.
 
-    Grouped residual quantization, a part of the channels per group, is this class with ``num_groups=G, split="last"``
+    Grouped residual quantization, a part of the channels per group, is this class with ``num_groups=G, split="space"``
     and ``code_dim = C / G`` in each stage.
 
     Args:
@@ -53,31 +53,35 @@ class ResidualVQ(nn.Module):
 
         ``mask`` and ``lengths`` are those of `FastChannelVQ.forward`; a masked position keeps its value.
         """
-        first = self.stages[0]
+        stages = self._typed_stages()
+        first = stages[0]
         mask = self._position_mask(x, mask, lengths)
         used = self._stages_used(x)
-        # float32 for codes that are float32; a projection takes the dtype it was made for
-        total, residual = None, x.float() if isinstance(first, FastChannelVQ) else x
+        # float32, as codes are; a projection takes the dtype of its weights
+        residual = x.float() if isinstance(first, FastChannelVQ) else x
+        total: Tensor | None = None
         indices, loss = [], torch.zeros((), dtype=torch.float32, device=x.device)
-        for number, stage in enumerate(self.stages):
+        for number, stage in enumerate(stages):
             kept = None if used is None else used > number  # [B]
             stage_mask = mask if kept is None else kept[:, None] if mask is None else mask & kept[:, None]
-            parts = stage.parts(residual, mask=stage_mask)
-            quantized = parts.quantized
+            details = stage.quantize(residual, mask=stage_mask)
+            quantized = details.quantized
             if kept is not None:
                 quantized = torch.where(kept.reshape(-1, *[1] * (x.dim() - 1)), quantized, 0)
             total = quantized if total is None else total + quantized
             residual = residual - quantized.detach()
-            indices.append(parts.indices)
-            loss = loss + parts.loss
+            indices.append(details.indices)
+            loss = loss + details.loss
+        assert total is not None  # there is at least one stage
         if isinstance(first, FastChannelVQ):
-            tokens = first.arrangement.tokens
-            total = first.arrangement.like(estimate(first.estimator, tokens(x.float()), tokens(total)), x).to(x.dtype)
+            layout = first.token_layout
+            estimated = estimate(first.estimator, layout.tokens(x.float()), layout.tokens(total))
+            total = layout.restore(estimated, x).to(x.dtype)
         return QuantizerOutput(total, torch.stack(indices, dim=-1), loss)
 
     def encode(self, x: Tensor) -> Tensor:
         """The indices int64 ``[B, T, Q]`` of ``x``; counts nothing."""
-        return self._descend(x)
+        return self._encode_stages(x)
 
     def decode(self, indices: Tensor, latent_shape: tuple[int, ...] | None = None) -> Tensor:
         """The sum of the codes of ``indices`` int64 ``[B, T, q]``, of the first q <= Q stages; -1 adds nothing.
@@ -89,31 +93,35 @@ class ResidualVQ(nn.Module):
             raise ValueError(
                 f"indices: expected [B, T, q] with 1 <= q <= {len(self.stages)} stages, got {tuple(indices.shape)}"
             )
-        return sum(
-            stage.decode(of_stage, latent_shape)
-            for stage, of_stage in zip(self.stages, indices.unbind(dim=2), strict=False)
-        )
+        by_stage = zip(self._typed_stages(), indices.unbind(dim=2), strict=False)
+        first, *others = (stage.decode(of_stage, latent_shape) for stage, of_stage in by_stage)
+        return sum(others, first)
 
     def initialize_(self, x: Tensor, **options: Any) -> None:
-        """Each stage's ``initialize_`` with the same options, on what the stages before it leave over of ``x``."""
-        self._descend(x, options)
+        """Each stage's ``initialize_`` with the same options, on the residual of the stages before it."""
+        self._encode_stages(x, options)
 
     @torch.no_grad()
-    def _descend(self, x: Tensor, initialize: dict[str, Any] | None = None) -> Tensor:
+    def _encode_stages(self, x: Tensor, initialize: dict[str, Any] | None = None) -> Tensor:
         """The indices ``[B, T, Q]``; with options, each stage is initialized before it encodes."""
-        first = self.stages[0]
-        shape = None if first.arrangement.layout_of(x) is None else tuple(x.shape[1:])
+        stages = self._typed_stages()
+        first = stages[0]
+        shape = None if first.token_layout.layout_of(x) is None else tuple(x.shape[1:])
         residual, indices = x.float() if isinstance(first, FastChannelVQ) else x, []
-        for stage in self.stages:
+        for stage in stages:
             if initialize is not None:
                 stage.initialize_(residual, **initialize)
             indices.append(stage.encode(residual))
             residual = residual - stage.decode(indices[-1], shape)
         return torch.stack(indices, dim=-1)
 
+    def _typed_stages(self) -> list[FastChannelVQ | ProjectedVQ]:
+        """The stages with the type that the constructor checked; a `ModuleList` holds any modules."""
+        return cast(list[FastChannelVQ | ProjectedVQ], list(self.stages))
+
     def _position_mask(self, x: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor | None:
         """bool ``[B, L]`` or ``[B, 1]``, as each stage takes it."""
-        sizes = self.stages[0].arrangement.positions(x)  # channels aside, those of the projected x too
+        sizes = self._typed_stages()[0].token_layout.positions(x)  # a projection changes channels only
         positions = None if sizes is None else prod(sizes)
         return token_mask(mask, lengths, batch=x.shape[0], positions=positions, num_tokens=positions or 1)
 

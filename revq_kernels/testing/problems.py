@@ -1,7 +1,7 @@
-"""Test helpers, public so that any implementation can be held to the contract: problems, and what equality means.
+"""Test helpers, public so that any implementation can be tested against the contract: problems and assertions.
 
-`problems` yields inputs that break searches in practice; `assert_same_codes` compares indices with D of the contract
-itself, computed here by numpy in a form that shares no code with the reference.
+`problems` yields inputs that break searches in practice; `assert_same_codes` compares indices with those of the exact
+distance D, computed here by numpy in a form that shares no code with the reference.
 """
 
 from collections.abc import Iterator
@@ -32,13 +32,13 @@ def contract_index(x: Tensor, codebook: Tensor, *, metric: str = "l2", weight: T
     with np.errstate(all="ignore"):
         for g in range(num_groups):
             for n in range(queries.shape[0]):
-                total = None
+                total = np.zeros(0, np.float32)
                 for j in range(code_dim):
                     difference = queries[n, g, j] - codes[g, :, j]
                     term = queries[n, g, j] * codes[g, :, j] if metric == "inner_product" else difference * difference
                     if weights is not None:
                         term = weights[n, g, j] * term
-                    total = term if total is None else total + term
+                    total = term if j == 0 else total + term
                 if metric == "inner_product":
                     total = -total
                 nan = np.flatnonzero(np.isnan(total))
@@ -77,7 +77,7 @@ def problems(seed: int = 0) -> Iterator[Problem]:
     yield Problem("empty-inside", normal(4, 0, 3, 4), normal(3, 10, 4))
 
     codes = normal(2, 60, 4)
-    yield Problem("twins", normal(50, 2, 4), codes[:, torch.randint(0, 60, (400,), generator=generator)])
+    yield Problem("duplicate-codes", normal(50, 2, 4), codes[:, torch.randint(0, 60, (400,), generator=generator)])
     yield Problem("all-equal", normal(20, 1, 4), torch.ones(1, 300, 4))
     yield Problem("queries-are-codes", codes[:, :40].transpose(0, 1), torch.cat([codes, codes], dim=1))
     for d in (1, 2, 4, 8, 31):

@@ -46,3 +46,13 @@ def explain(x: Tensor, codebook: Tensor) -> str:
     """The plan in one line."""
     plan = plan_for(x, codebook)
     return f"{plan.form} form on {target_of(x.device).card} ({plan.reason}); {plan.splits} splits of the codes"
+
+
+KERNELS = {
+    "count_codes_": count_codes_,
+    "nearest_code": nearest_code,
+    "quantize": quantize,
+    "segment_sum": segment_sum,
+    "segment_sum_atomic": segment_sum_atomic,
+}
+"""What `revq_kernels.ops` finds here: operator name -> function."""

@@ -16,9 +16,9 @@ from revq_kernels import (
     ResidualVQ,
     count_codes_,
     nearest_code,
-    ops,
     quantize,
 )
+from revq_kernels.interop import formats
 
 
 @pytest.fixture
@@ -35,13 +35,13 @@ def test_opcheck(problem, impl):
     indices = nearest_code(x, codebook, impl=impl)
     check, of = torch.library.opcheck, variant_of(impl)
     for arguments in ((x, codebook), (x[:0], codebook), (x.transpose(0, 1).contiguous().transpose(0, 1), codebook)):
-        check(ops.overload("nearest_code", of), arguments)
-        check(ops.overload("nearest_by_metric", of), (*arguments, None, "inner_product"))
-        check(ops.overload("nearest_by_metric", of), (*arguments, arguments[0].clone(), "diagonal"))
-        check(ops.overload("quantize", of), (*arguments, None))
-        check(ops.overload("quantize", of), (*arguments, count))
-    check(ops.overload("count_codes_", of), (count, indices))
-    check(ops.overload("segment_sum", of), (x, indices, 20))
+        check(getattr(torch.ops.revq.nearest_code, of), arguments)
+        check(getattr(torch.ops.revq.nearest_by_metric, of), (*arguments, None, "inner_product"))
+        check(getattr(torch.ops.revq.nearest_by_metric, of), (*arguments, arguments[0].clone(), "diagonal"))
+        check(getattr(torch.ops.revq.quantize, of), (*arguments, None))
+        check(getattr(torch.ops.revq.quantize, of), (*arguments, count))
+    check(getattr(torch.ops.revq.count_codes_, of), (count, indices))
+    check(getattr(torch.ops.revq.segment_sum, of), (x, indices, 20))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -115,14 +115,14 @@ def test_export_with_a_dynamic_batch():
 
 
 OPTIONS = {
-    "cosine and rotation": lambda: FastChannelVQ(16, 4, metric="cosine", estimator="rotation", split="last"),
+    "cosine and rotation": lambda: FastChannelVQ(16, 4, metric="cosine", estimator="rotation", split="space"),
     "cosine_lookup and mapped": lambda: FastChannelVQ(
         16, 4, metric="cosine_lookup", codes=MappedCodes(torch.randn(16, 6), torch.nn.Linear(6, 4))
     ),
-    "inner_product": lambda: FastChannelVQ(16, 4, metric="inner_product", returns="taming"),
+    "inner_product": lambda: FastChannelVQ(16, 4, metric="inner_product", output_format=formats.taming),
     "dead_codes and ema": lambda: FastChannelVQ(16, 4, dead_codes=ReplaceDeadCodes(every=1), update=EMAUpdate()),
     "residual": lambda: ResidualVQ([FastChannelVQ(16, 4) for _ in range(2)], quantizer_dropout=0.0),
-    "projected": lambda: ProjectedVQ(8, FastChannelVQ(16, 4, layout="BCHW", split="last")),
+    "projected": lambda: ProjectedVQ(8, FastChannelVQ(16, 4, layout="BCHW", split="space")),
 }
 
 

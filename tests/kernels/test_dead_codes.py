@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from revq_kernels import EMAUpdate, FastChannelVQ, ReplaceDeadCodes
-from revq_kernels.nn.dead_codes import distinct_rows
+from revq_kernels.nn.codebook_updates import distinct_rows
 
 
 def far_codes(vq, dead):

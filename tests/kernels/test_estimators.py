@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from revq_kernels import FastChannelVQ
-from revq_kernels.nn.estimators import estimate
+from revq_kernels.nn.losses import estimate
 
 
 def dense_rotation(x, q):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from revq_kernels import FastChannelVQ
-from revq_kernels.nn.initialize import initial_codebook
+from revq_kernels.nn.codebook_updates import initial_codebook
 from revq_kernels.testing.problems import contract_index
 
 

@@ -12,7 +12,7 @@ CHANNEL = {"BCHW": 0, "BLC": 1, "BDT": 0, "BTCHW": 1, "BCDHW": 0}
 
 
 def by_hand(sample, layout, split):
-    """The numbers of a sample in the order of the split, one at a time."""
+    """The elements of a sample in the order of the split, one at a time."""
     axis = CHANNEL[layout]
     channel, others = range(sample.shape[axis]), [range(n) for i, n in enumerate(sample.shape) if i != axis]
 
@@ -21,12 +21,12 @@ def by_hand(sample, layout, split):
 
     if split == "channel":
         return [at(c, place) for c in channel for place in product(*others)]
-    if split in ("last", "space"):
+    if split == "space":
         return [at(c, place) for place in product(*others) for c in channel]
     return [sample[place].item() for place in product(*[range(n) for n in sample.shape])]
 
 
-@pytest.mark.parametrize("split", ["channel", "last", "space", "flat"])
+@pytest.mark.parametrize("split", ["channel", "space", "flat"])
 @pytest.mark.parametrize("layout", SHAPES)
 def test_tokens_are_those_by_hand(layout, split):
     latents = torch.randn(2, *SHAPES[layout])
@@ -36,7 +36,7 @@ def test_tokens_are_those_by_hand(layout, split):
     assert torch.equal(merge_tokens(tokens, SHAPES[layout], split, layout), latents)
 
 
-@pytest.mark.parametrize("split", ["channel", "last", "flat"])
+@pytest.mark.parametrize("split", ["channel", "space", "flat"])
 @pytest.mark.parametrize("layout", SHAPES)
 @pytest.mark.parametrize("groups", [1, 2])
 def test_the_module_puts_codes_where_tokens_were(layout, split, groups):
@@ -53,7 +53,7 @@ def test_the_module_puts_codes_where_tokens_were(layout, split, groups):
 @pytest.mark.parametrize("layout", SHAPES)
 def test_the_usual_layer_has_one_token_per_position(layout):
     latents = torch.randn(2, *SHAPES[layout])
-    out = FastChannelVQ(9, 6, layout=layout, split="last")(latents)
+    out = FastChannelVQ(9, 6, layout=layout, split="space")(latents)
     assert out.indices.shape == (2, latents[0].numel() // 6)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from revq_kernels import EMAUpdate, FastChannelVQ
-from revq_kernels.nn.masks import token_mask
+from revq_kernels.nn.layout import token_mask
 
 MASK = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 1, 1, 0], [0, 0, 0, 0, 0]]).bool()
 
@@ -34,7 +34,7 @@ def test_masked_tokens_leave_no_trace(metric, garbage):
 
 
 def test_lengths_are_a_mask():
-    vq, x = FastChannelVQ(6, 4, layout="BDT", split="last"), torch.randn(3, 4, 5)
+    vq, x = FastChannelVQ(6, 4, layout="BDT", split="space"), torch.randn(3, 4, 5)
     by_lengths = vq(x, lengths=torch.tensor([5, 2, 0]))
     mask = torch.arange(5) < torch.tensor([5, 2, 0])[:, None]
     by_mask = vq(x, mask=mask)
@@ -44,7 +44,7 @@ def test_lengths_are_a_mask():
 
 
 def test_a_position_of_several_tokens():
-    vq, x = FastChannelVQ(6, 2, num_groups=3, layout="BLC", split="last"), torch.randn(3, 5, 6)
+    vq, x = FastChannelVQ(6, 2, num_groups=3, layout="BLC", split="space"), torch.randn(3, 5, 6)
     out = vq(x, mask=MASK)
     assert torch.equal((out.indices >= 0).reshape(3, 5, 3), MASK[..., None].expand(3, 5, 3))
     for group in range(3):
@@ -92,7 +92,7 @@ def test_wrong_arguments(options, error, message):
 def test_splits_without_positions():
     channel = FastChannelVQ(6, 2, layout="BDT")
     for options in ({"mask": torch.ones(3, 4).bool()}, {"lengths": torch.ones(3).long()}):
-        with pytest.raises(ValueError, match=r"mask: expected \[B, 1\], as this split's tokens"):
+        with pytest.raises(ValueError, match=r"mask: expected \[B, 1\], as tokens of this split span positions"):
             channel(torch.zeros(3, 2, 4), **options)
     with pytest.raises(ValueError, match=r"mask: expected whole tokens per position, got T=2 tokens of L=4"):
         token_mask(torch.ones(1, 4).bool(), None, batch=1, positions=4, num_tokens=2)

@@ -152,7 +152,7 @@ def test_state_round_trip():
     [
         (lambda: FastChannelVQ(0, 4), r"num_codes: expected an integer >= 1, got 0"),
         (lambda: FastChannelVQ(4, 4.0), r"code_dim: expected an integer >= 1, got 4.0"),
-        (lambda: FastChannelVQ(4, 4, split="rows"), r"split: expected 'channel', 'last' .* or 'flat', got 'rows'"),
+        (lambda: FastChannelVQ(4, 4, split="rows"), r"split: expected 'channel', 'space' or 'flat', got 'rows'"),
         (lambda: FastChannelVQ(4, 4, commitment=-1), r"commitment: expected a weight >= 0, got -1"),
         (
             lambda: FastChannelVQ(4, 4)(torch.zeros(2, 4)),

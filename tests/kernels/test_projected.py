@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from revq_kernels import FastChannelVQ, ProjectedVQ
+from revq_kernels.interop import formats
 
 SHAPES = {"BCHW": (6, 2, 4), "BLC": (4, 6), "BDT": (6, 4), "BTCHW": (2, 6, 2, 2), "BCDHW": (6, 2, 2, 2), None: (4, 6)}
 CHANNEL = {"BCHW": 1, "BLC": 2, "BDT": 1, "BTCHW": 2, "BCDHW": 1, None: 2}
@@ -11,10 +12,10 @@ CHANNEL = {"BCHW": 1, "BLC": 2, "BDT": 1, "BTCHW": 2, "BCDHW": 1, None: 2}
 
 @pytest.mark.parametrize("layout", SHAPES)
 def test_each_layout(layout):
-    module = ProjectedVQ(6, FastChannelVQ(9, 3, layout=layout, split="last"))
+    module = ProjectedVQ(6, FastChannelVQ(9, 3, layout=layout, split="space"))
     x, axis = torch.randn(2, *SHAPES[layout]), CHANNEL[layout]
     inner = (x.movedim(axis, -1) @ module.project_in.weight.T + module.project_in.bias).movedim(-1, axis)
-    expected, out = module.vq.parts(inner), module(x)
+    expected, out = module.vq.quantize(inner), module(x)
     codes = module.vq.decode(expected.indices)
     mapped = (codes @ module.project_out.weight.T + module.project_out.bias).reshape(*x.movedim(axis, -1).shape)
     assert torch.equal(out.indices, expected.indices) and torch.equal(module.encode(x), out.indices)
@@ -24,7 +25,7 @@ def test_each_layout(layout):
 
 
 def test_pieces_of_a_position():
-    module = ProjectedVQ(6, FastChannelVQ(9, 2, num_groups=2, layout="BCHW", split="last"), inner=4)
+    module = ProjectedVQ(6, FastChannelVQ(9, 2, num_groups=2, layout="BCHW", split="space"), inner=4)
     x = torch.randn(2, 6, 3, 3)
     out = module(x)
     assert out.indices.shape == (2, 18) and out.quantized.shape == x.shape
@@ -43,7 +44,7 @@ def test_both_maps_learn_from_the_decoder():
 
 @pytest.mark.parametrize("layout", ["BLC", "BDT", None])
 def test_masked_positions_keep_their_value(layout):
-    module = ProjectedVQ(6, FastChannelVQ(9, 3, layout=layout, split="last"))
+    module = ProjectedVQ(6, FastChannelVQ(9, 3, layout=layout, split="space"))
     x, mask = torch.randn(2, *SHAPES[layout]), torch.tensor([[1, 1, 1, 1], [1, 0, 1, 0]]).bool()
     out, full = module(x, mask=mask), module.eval()(x)
     axis = CHANNEL[layout]
@@ -54,7 +55,7 @@ def test_masked_positions_keep_their_value(layout):
 
 
 def test_the_return_format_is_the_quantizers():
-    module = ProjectedVQ(6, FastChannelVQ(9, 3, layout="BDT", split="last", returns="dac"))
+    module = ProjectedVQ(6, FastChannelVQ(9, 3, layout="BDT", split="space", output_format=formats.dac))
     x = torch.randn(2, 6, 4)
     quantized, commitment, codebook, indices, z_e = module(x)
     assert quantized.shape == x.shape and z_e.shape == (2, 3, 4) and indices.shape == (2, 4)
@@ -70,7 +71,7 @@ def test_initialization_sees_the_projected():
 
 
 def test_padding_reaches_no_gradient():
-    vq = ProjectedVQ(16, FastChannelVQ(32, 4, layout="BLC", split="last"))
+    vq = ProjectedVQ(16, FastChannelVQ(32, 4, layout="BLC", split="space"))
     x = torch.randn(2, 8, 16)
     x[1, 4:] = float("nan")
     out = vq(x, lengths=torch.tensor([8, 4]))
@@ -80,6 +81,6 @@ def test_padding_reaches_no_gradient():
 
 
 def test_directions_in_bfloat16_there_and_back():
-    vq = ProjectedVQ(16, FastChannelVQ(32, 4, metric="cosine", layout="BLC", split="last")).bfloat16().eval()
+    vq = ProjectedVQ(16, FastChannelVQ(32, 4, metric="cosine", layout="BLC", split="space")).bfloat16().eval()
     out = vq(torch.randn(2, 8, 16).bfloat16())
     assert torch.equal(vq.decode(out.indices, (8, 16)), out.quantized)

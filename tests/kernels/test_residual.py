@@ -81,7 +81,7 @@ def test_masks_and_dropout_together():
 
 
 def test_stages_that_project():
-    vqs = [ProjectedVQ(6, FastChannelVQ(9, 3, layout="BDT", split="last", metric="cosine_lookup")) for _ in range(3)]
+    vqs = [ProjectedVQ(6, FastChannelVQ(9, 3, layout="BDT", split="space", metric="cosine_lookup")) for _ in range(3)]
     rvq, x = ResidualVQ(vqs, quantizer_dropout=0.5), torch.randn(30, 6, 5, requires_grad=True)
     out = rvq(x)
     torch.testing.assert_close(rvq.decode(out.indices, (6, 5)), out.quantized, rtol=1e-4, atol=1e-5)
@@ -94,7 +94,7 @@ def test_stages_that_project():
 
 def test_groups_are_quantizers_of_parts_of_the_channels():
     grouped = ResidualVQ(
-        [FastChannelVQ(10, 2, num_groups=3, layout="BLC", split="last") for _ in range(2)],
+        [FastChannelVQ(10, 2, num_groups=3, layout="BLC", split="space") for _ in range(2)],
     )
     x = torch.randn(2, 5, 6)
     out = grouped(x)
@@ -109,7 +109,7 @@ def test_groups_are_quantizers_of_parts_of_the_channels():
 
 
 def test_initialization_goes_down_the_stages():
-    rvq, x = ResidualVQ(stages(layout="BCHW", split="last")), torch.randn(4, 4, 3, 3)
+    rvq, x = ResidualVQ(stages(layout="BCHW", split="space")), torch.randn(4, 4, 3, 3)
     rvq.initialize_(x, iterations=3)
     out = rvq.eval()(x)
     errors = [(rvq.decode(out.indices[..., :n], (4, 3, 3)) - x).square().mean().item() for n in (1, 2, 3)]
