@@ -2,13 +2,15 @@
 #
 #   make demo            photos -> tokens -> photos, on the shipped photos and VAE; results in runs/demo/
 #   make test            the test suite
-#   make check           lint
+#   make check           lint, format, spelling and types (pre-commit runs the same)
 #   make bench           measure (wants '.[bench]' for the peers); rows go to benchmarks/results/
 #   make soak            10^10 pairs: no wrong index
 #   make bench-gpu       the same on a CUDA device: correctness first, at most ten minutes
 #   make PY=python demo  use the active environment, with the torch that is in it (never replaced)
 
 TORCH ?= 2.13.0
+CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu')
+TEXTS := $(wildcard *.md *.toml *.py Makefile THIRD_PARTY_NOTICES) revq revq_kernels csrc benchmarks tests scripts docs
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.inl)
 
 ifeq ($(origin PY), undefined)
@@ -32,6 +34,9 @@ test: $(READY) $(MODELS)
 check: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -c "import clang_format; clang_format.clang_format()" --dry-run --Werror $(CSRC)
+	$(PY) -m codespell_lib $(TEXTS)
+	$(PY) -m mypy
 
 bench: $(READY) $(MODELS)
 	$(PY) -m benchmarks.acceptance

@@ -10,7 +10,7 @@ struct Strided {
   REVQ_INLINE const float* operator()(int64_t lane) const { return four[lane % 4] + lane / 4 * step; }
 };
 
-// Numbers j of row(0), row(1), .., a row per lane of V, centerd, to to[j * stride]; kNegate centers the other way
+// Numbers j of row(0), row(1), .., a row per lane of V, centered, to to[j * stride]; kNegate centers the other way
 // round.  Returns the sums of their squares, in some order.  D is d, or 0 where the compiler is not to know it.
 template <typename V, bool kNegate, int D, typename Row>
 REVQ_INLINE V pack_rows(const Row& row, int64_t d, const float* center, float* to, int64_t stride) {

@@ -1,7 +1,7 @@
 """The certificate of a first pass: which codes may still be a query's nearest, proven from one approximate score.
 
 docs/certificate.md holds the proof and defines every symbol; each constant below names the step it comes from.
-Lengths are those of the centerd, scaled space: x' = (x - m) * s, c' = (c - m) * s, and x_h, c_h are the vectors that
+Lengths are those of the centered, scaled space: x' = (x - m) * s, c' = (c - m) * s, and x_h, c_h are the vectors that
 the first pass multiplies.  r = |x_h - c_h|, and the score S approximates r^2 + T - |x_h|^2.
 """
 

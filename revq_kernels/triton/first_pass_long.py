@@ -1,6 +1,6 @@
 """The first pass on tensor cores for long vectors: a matrix product over packed rows, and a certificate.
 
-`pack` has centerd, scaled and rounded queries and codes to float16, with a factor -2 in the queries.  A program keeps
+`pack` has centered, scaled and rounded queries and codes to float16, with a factor -2 in the queries.  A program keeps
 its queries, streams codes past them, and starts each product from the code's norm and T, added in float32:
 
     S = (|c|^2 + T) - 2 x.c

@@ -1,6 +1,6 @@
 """The first pass on tensor cores: scores of all codes by one matrix product in half precision, and a certificate.
 
-A program takes BLOCK_QUERIES queries of one group and a range of its codes.  Queries and codes are centerd, scaled and
+A program takes BLOCK_QUERIES queries of one group and a range of its codes.  Queries and codes are centered, scaled and
 rounded to float16 on the way; the product of [-2x, 256, 1/8, 0, ...] and [c, hi, lo, 0, ...] is the score itself,
 
     S = |c|^2 + T - 2 x.c        where 256 hi + lo/8 = |c|^2 + T      (norms of the rounded vectors),
@@ -15,7 +15,7 @@ import triton.language as tl
 
 from revq_kernels.triton import certificate
 from revq_kernels.triton.addressing import query_rows
-from revq_kernels.triton.halves import FAR, RANGE, centerd, half, low_part, normal, query_parts, trusted_size
+from revq_kernels.triton.halves import FAR, RANGE, centered, half, low_part, normal, query_parts, trusted_size
 from revq_kernels.triton.lanes import NO_SCORE, emit_candidates, lane_minimum, update_lanes
 
 _PAD = tl.constexpr(certificate.SCORE_PAD)
@@ -105,7 +105,7 @@ def tensor_core(
     dim = tl.arange(0, DIMS)
     middle = tl.load(center + group * D + dim, mask=dim < D, other=0.0) * unit
     inside = exists[:, None] & (dim < D)[None, :]
-    value = centerd(tl.load(row[:, None] + dim[None, :] * x_stride_d, mask=inside, other=0.0), middle, unit)
+    value = centered(tl.load(row[:, None] + dim[None, :] * x_stride_d, mask=inside, other=0.0), middle, unit)
     trusted = trusted_size(tl.sum(value * value, axis=1), exists)
     tl.store(unsettled + n * num_groups + group, tl.full(n.shape, 1, tl.int32), mask=exists & (trusted == 0))
     high, low, norm, error = query_parts(value, trusted, PARTS)
@@ -145,7 +145,7 @@ def tensor_core(
         cell = tl.full([BLOCK_QUERIES, A * C], NO_SCORE, tl.int32)
         for _ in range(tl.minimum(CELL_TILES, tiles - step * CELL_TILES)):
             present = column < left
-            code = centerd(raw, middle, unit)
+            code = centered(raw, middle, unit)
             # the next numbers are on their way while these are multiplied
             left -= BLOCK_CODES
             first_code += BLOCK_CODES * stride_k
@@ -183,7 +183,7 @@ def tensor_core(
         # computed once more: kept across the loop, the two would take the last registers of the tile
         origin = tl.load(center + group * D + dim, mask=dim < D, other=0.0) * unit
         inside = (n < rows)[:, None] & (dim < D)[None, :]
-        value = centerd(tl.load(row[:, None] + dim[None, :] * x_stride_d, mask=inside, other=0.0), origin, unit)
+        value = centered(tl.load(row[:, None] + dim[None, :] * x_stride_d, mask=inside, other=0.0), origin, unit)
         trusted = trusted_size(tl.sum(value * value, axis=1), n < rows)
         high, low, norm, error = query_parts(value, trusted, PARTS)
     else:

@@ -1,4 +1,4 @@
-"""Numbers as tensor cores take them: centerd, scaled and rounded to one float16, or to a sum of two."""
+"""Numbers as tensor cores take them: centered, scaled and rounded to one float16, or to a sum of two."""
 
 import triton
 import triton.language as tl
@@ -13,7 +13,7 @@ _SMALLEST_NORMAL = tl.constexpr(certificate.SMALLEST_NORMAL)
 
 
 @triton.jit
-def centerd(raw, scaled_center, scale):
+def centered(raw, scaled_center, scale):
     """(raw - center) * scale, rounded once: the scale is a power of two.  A row of centers, a block of rows."""
     factor = tl.zeros(raw.shape, tl.float32) + scale
     return tl.fma(raw.to(tl.float32), factor, tl.broadcast_to(-scaled_center[None, :], raw.shape))
@@ -45,7 +45,7 @@ def trusted_size(size, exists):
 
 @triton.jit
 def query_parts(value, trusted, PARTS: tl.constexpr):
-    """(high, low, |x_h|^2, |x' - x_h|^2) of centerd numbers [Q, dims]; zeros unless trusted."""
+    """(high, low, |x_h|^2, |x' - x_h|^2) of centered numbers [Q, dims]; zeros unless trusted."""
     known = tl.where(trusted[:, None], value, 0.0)
     high = half(normal(known, trusted[:, None]))
     low = tl.zeros(high.shape, tl.float32)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from revq_kernels.triton.addressing import query_rows
-from revq_kernels.triton.halves import FAR, RANGE, centerd, half, low_part, normal, query_parts, trusted_size
+from revq_kernels.triton.halves import FAR, RANGE, centered, half, low_part, normal, query_parts, trusted_size
 
 _FAR_NORM = tl.constexpr(256 * FAR.value)
 
@@ -39,7 +39,7 @@ def pack_codes(
     numbers = row[:, None] + dim[None, :].to(tl.int64) * codebook_stride_d
     raw = tl.load(numbers, mask=present[:, None] & (dim < D)[None, :], other=0.0)
     unit = tl.load(scale + group)
-    value = centerd(raw, tl.load(center + group * D + dim, mask=dim < D, other=0.0) * unit, unit)
+    value = centered(raw, tl.load(center + group * D + dim, mask=dim < D, other=0.0) * unit, unit)
     rounded = half(value)
     rest = tl.zeros(value.shape, tl.float32)
     if PARTS == 3:
@@ -77,7 +77,7 @@ def pack_queries(
     numbers = row[:, None] + dim[None, :].to(tl.int64) * x_stride_d
     raw = tl.load(numbers, mask=exists[:, None] & (dim < D)[None, :], other=0.0)
     unit = tl.load(scale + group)
-    value = centerd(raw, tl.load(center + group * D + dim, mask=dim < D, other=0.0) * unit, unit)
+    value = centered(raw, tl.load(center + group * D + dim, mask=dim < D, other=0.0) * unit, unit)
     trusted = trusted_size(tl.sum(value * value, axis=1), exists)
     query = n.to(tl.int64) * num_groups + group
     tl.store(unsettled + query, tl.full(n.shape, 1, tl.int32), mask=exists & (trusted == 0))

@@ -97,7 +97,7 @@ class Pass(NamedTuple):
     """|x_h - c_h|^2 in float64."""
 
 
-def centerd(value: NDArray[np.float32], center: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
+def centered(value: NDArray[np.float32], center: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
     """(value - center) * scale, rounded twice."""
     return (value - center) * F32(scale)
 
@@ -106,7 +106,7 @@ def first_pass(
     x: NDArray[np.float32], codes: NDArray[np.float32], form: str, parts: int, total: Array, rounding: Rounding,
     norm_in_slots: bool = True,
 ) -> Pass:  # fmt: skip
-    """Scores of centerd, scaled x ``[..., d]`` against codes ``[..., K, d]``; ``total`` is T ``[...]``."""
+    """Scores of centered, scaled x ``[..., d]`` against codes ``[..., K, d]``; ``total`` is T ``[...]``."""
     x = x[..., None, :]
     total = np.asarray(total, F32)[..., None]
     x_high, c_high = (x, codes) if form == "fma" else (half(x), half(codes))
@@ -192,7 +192,7 @@ def judge(
     """One program over x ``[..., d]`` and codes ``[..., K, d]`` whose farthest query has ``spread`` times the a2."""
     d = x.shape[-1]
     center = np.broadcast_to(np.asarray(center, F32), (d,))
-    near_x, near_codes = centerd(x, center, scale), centerd(codes, center, scale)
+    near_x, near_codes = centered(x, center, scale), centered(codes, center, scale)
     plain = first_pass(near_x, near_codes[..., :1, :], form, parts, np.ones(x.shape[:-1]), ROUNDINGS[8])
     total = total_of((plain.a2 * spread).astype(F32))
     result = first_pass(near_x, near_codes, form, parts, total, rounding, norm_in_slots)

@@ -58,7 +58,7 @@ def test_unknown_implementation():
         nearest_code(X, CODEBOOK, impl="fast")
 
 
-def test_native_asked_for_by_name_never_falls_back(monkeypatch, tmp_path):
+def test_native_requested_by_name_never_falls_back(monkeypatch, tmp_path):
     monkeypatch.setattr(revq_kernels.native, "_loaded", False)
     monkeypatch.setattr(revq_kernels.native, "_failure", None)
     monkeypatch.setattr(revq_kernels.native, "LIBRARY", tmp_path / "_C.so")

@@ -129,7 +129,7 @@ OPTIONS = {
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("option", OPTIONS)
 def test_compiled_options(option, training):
-    torch._dynamo.reset()  # each option is another graph, and the limit is eight
+    torch._dynamo.reset()  # each option compiles another graph, and the default limit is eight
     module = OPTIONS[option]().train(training)
     other = copy.deepcopy(module)
     mask = torch.tensor([[True], [True], [False]]) if option != "residual" else None

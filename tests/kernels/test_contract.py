@@ -67,8 +67,8 @@ def test_denormals_count_even_when_torch_flushes_them(impl):
     assert still_flushes, "the caller's mode was not restored"
 
 
-def test_denormals_count_in_threads_that_were_born_flushing():
-    """Large enough for torch's other threads, which are started while denormals are flushed, and stay so."""
+def test_denormals_count_in_threads_that_started_with_flushing_on():
+    """Large enough for several torch threads; threads started while denormals are flushed keep flushing them."""
     program = (
         "import torch\n"
         "torch.set_flush_denormal(True); torch.set_num_threads(2)\n"
@@ -105,22 +105,24 @@ def test_the_suite_can_fail():
 
 @pytest.mark.parametrize("d", [1, 4, 8, 64])
 def test_contract_is_no_farther_than_its_own_rounding(d):
-    """float64 bounds D's error: the chosen code's true distance is within D's rounding of the true minimum."""
+    """In float64, the selected code's distance exceeds the true minimum by no more than the rounding error of D."""
     x, codebook = torch.randn(100, 1, d), torch.randn(1, 500, d)
     distance = ((x.double() - codebook.double()) ** 2).sum(-1)
     chosen = distance.gather(1, nearest_code(x, codebook)).squeeze(1)
-    rounding = 2 * (d + 2) * 2.0**-24 * distance.amin(1)  # two subtractions' and products', d sums' relative errors
+    rounding = (
+        2 * (d + 2) * 2.0**-24 * distance.amin(1)
+    )  # relative errors of the subtractions, the products and the d sums
     assert bool((chosen <= distance.amin(1) + rounding).all())
 
 
 @pytest.mark.parametrize("d", [1, 2, 3, 4, 8, 31])
 def test_every_isa_clone_of_the_tile_gives_the_contracts_keys(d):
-    """The upper word bit for bit, a NaN before every number and the lower code among equals; any number of queries."""
+    """Keys bit for bit, a NaN before every number and the lowest index among equals, for any number of queries."""
     dev = pytest.importorskip("revq_kernels._dev", reason="the tests' window is built with REVQ_DEV=1")
     assert dev.cpu_isa() < 4
     for panels in (1, 2, 5):
         codes = torch.randn(panels * dev.LANES, d)
-        codes[::3] = codes[len(codes) // 2]  # equals in one panel and in several
+        codes[::3] = codes[len(codes) // 2]  # equal codes within one panel and in several
         packed = codes.reshape(panels, dev.LANES, d).transpose(1, 2).contiguous()
         for n in (1, 2, 3, 4, 9):
             x = torch.randn(n, d)

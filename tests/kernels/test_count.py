@@ -28,7 +28,7 @@ def test_non_contiguous_arguments(impl):
 
 
 def test_indices_in_the_memory_of_count(impl):
-    """Never writes outside count: the choices are read before any is counted, or the call is refused."""
+    """No write outside count: all indices are read before any is counted, or the call is refused."""
     memory = torch.full((64,), 2)
     count = memory[:3].view(1, 3)
     count_codes_(count, count.view(3, 1), impl=impl)
@@ -47,7 +47,7 @@ def test_version_counter_sees_the_change(impl):
 
 
 def test_counts_of_many_rows_in_one_group_for_any_thread_count():
-    """Rows enough for every thread to count a piece of its own; and choices of which one code has most."""
+    """Enough rows for every thread to count a part; also indices that are mostly one code."""
     indices = torch.randint(0, 7, (400_000, 1))
     indices[::2] = 3
     expected = torch.bincount(indices[:, 0], minlength=9)[None] + 5
@@ -66,7 +66,7 @@ def test_counts_of_many_rows_in_one_group_for_any_thread_count():
     ids=["split-codes", "neighbors", "neighbors-first-pass", "blocks", "fewer-groups-than-threads"],
 )
 def test_a_search_split_over_threads_counts_every_query_once(rows, groups, num_codes, d):
-    """Codes split over threads; threads that take one group, or several neighbors, at a time; blocks of queries."""
+    """Work split over threads by codes, by single groups, by several neighboring groups, and by blocks of queries."""
     x, codebook = torch.randn(rows, groups, d), torch.randn(groups, num_codes, d)
     expected, place = contract_index(x, codebook), torch.arange(groups)
     chosen = torch.zeros(groups, num_codes, dtype=torch.int64).index_put_(

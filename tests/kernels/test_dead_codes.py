@@ -1,4 +1,4 @@
-"""Dead codes take vectors of the batch, in their time, each its own, and keep them."""
+"""`ReplaceDeadCodes`: after each window, dead codes become distinct vectors of the batch and stay there."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from revq_kernels.nn.codebook_updates import distinct_rows
 
 
 def far_codes(vq, dead):
-    """Push the last codes of each group where nothing is near."""
+    """Move the last codes of each group far from all data."""
     with torch.no_grad():
         vq.codebook[:, -dead:] += 1000.0
     if vq.update is not None:
@@ -18,7 +18,7 @@ def far_codes(vq, dead):
 
 @pytest.mark.parametrize("ema", [False, True])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_after_a_window_dead_codes_take_vectors_and_are_chosen(ema, groups):
+def test_after_a_window_dead_codes_become_vectors_and_are_selected(ema, groups):
     vq = FastChannelVQ(
         8, 3, num_groups=groups, dead_codes=ReplaceDeadCodes(every=2), update=EMAUpdate() if ema else None
     )
@@ -33,7 +33,7 @@ def test_after_a_window_dead_codes_take_vectors_and_are_chosen(ema, groups):
     vq.count.zero_()
     out = vq(x)
     assert torch.equal(vq.dead_codes.moved, dead) and (vq.count[dead] > 0).all()
-    if not ema:  # averages move all codes, afterwards
+    if not ema:  # the averages move all codes after the replacement
         assert torch.equal(vq.codebook[~dead], before[~dead])
         for g in range(groups):
             rows = {tuple(row.tolist()) for row in vq.codebook[g][dead[g]]}
@@ -45,7 +45,7 @@ def test_after_a_window_dead_codes_take_vectors_and_are_chosen(ema, groups):
     assert not vq.dead_codes.moved.any()
 
 
-def test_the_threshold_is_in_choices():
+def test_the_threshold_is_in_selections():
     vq = FastChannelVQ(4, 1, dead_codes=ReplaceDeadCodes(threshold=3, every=1))
     with torch.no_grad():
         vq.codebook[0, :, 0] = torch.tensor([0.0, 10, 20, 30])
@@ -122,12 +122,12 @@ def test_two_calls_before_one_backward():
     assert x.grad.isfinite().all() and vq.codebook.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("anew", ["initialize_", "reset_"])
-def test_codes_that_are_set_begin_a_window(anew):
+@pytest.mark.parametrize("how", ["initialize_", "reset_"])
+def test_codes_that_are_set_begin_a_window(how):
     vq = FastChannelVQ(8, 4, dead_codes=ReplaceDeadCodes(every=2))
     for _ in range(2):
         vq(torch.randn(2, 1, 4) + 100)
-    vq.initialize_(torch.randn(2, 40, 4)) if anew == "initialize_" else vq.reset_()
+    vq.initialize_(torch.randn(2, 40, 4)) if how == "initialize_" else vq.reset_()
     before = vq.codebook.detach().clone()
     vq(torch.randn(2, 8, 4))
     assert not vq.dead_codes.moved.any() and torch.equal(vq.codebook, before)

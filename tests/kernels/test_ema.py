@@ -1,4 +1,4 @@
-"""Codes that follow averages, against the formula in float64."""
+"""`EMAUpdate` against its formula in float64."""
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ def test_codes_reach_the_means_of_their_clusters():
 
 @pytest.mark.parametrize("move", ["reset", "initialize"])
 def test_moved_codes_stay_moved(move):
-    """A stale average would put them back in the same step."""
+    """An old average would move them back in the same step."""
     vq = FastChannelVQ(6, 2, update=EMAUpdate(decay=0.9))
     x = torch.randn(1, 60, 2) + 3
     with torch.no_grad():
@@ -115,7 +115,7 @@ def test_codes_loaded_without_averages_stay():
     assert torch.equal(vq.update.embed_sum, trained.update.embed_sum), "averages that come along are taken"
 
 
-def test_nothing_chosen_ever_leaves_the_codes():
+def test_codes_without_any_selection_do_not_move():
     vq = FastChannelVQ(8, 4, update=EMAUpdate(0.0))
     before = vq.codebook.detach().clone()
     vq(torch.randn(2, 8, 4), lengths=torch.tensor([0, 0]))

@@ -10,7 +10,7 @@ SHAPES = [(1, 1, 1, 1), (64, 2, 5, 4), (257, 3, 17, 8), (300, 1, 3, 31), (0, 2, 
 
 
 @pytest.mark.parametrize(("n", "g", "k", "d"), SHAPES)
-def test_segment_sumient_is_the_segment_sum(n, g, k, d, impl):
+def test_codebook_gradient_is_the_segment_sum(n, g, k, d, impl):
     x, codebook = torch.randn(n, g, d), torch.randn(g, k, d, requires_grad=True)
     weight = torch.randn(n, g, d)
     quantized, indices = quantize(x, codebook, impl=impl)
@@ -25,7 +25,7 @@ def test_gradient_has_the_codebooks_dtype_and_sums_in_float32(dtype, n, impl):
     x, codebook = torch.zeros(n, 1, 1, dtype=dtype), torch.zeros(1, 2, 1, dtype=dtype, requires_grad=True)
     quantize(x, codebook, impl=impl).quantized.sum().backward()
     assert codebook.grad.dtype == dtype
-    # a sum in the input's own precision would stop at 256 (bfloat16) or 2048 (float16)
+    # in the input's own precision a running sum of ones would stall at 256 (bfloat16) or 2048 (float16)
     assert codebook.grad[0, 0].item() == n
 
 
@@ -59,8 +59,8 @@ def test_gradient_bits_do_not_depend_on_threads_and_implementation():
 
 
 @pytest.mark.parametrize("favorite", [0, 250, 499])
-def test_gradient_bits_with_one_favorite_code(favorite):
-    """Threads' shares are cut by how often codes were chosen; the sums are not."""
+def test_gradient_bits_when_most_queries_select_one_code(favorite):
+    """Codes are distributed over threads by their counts, but the order of each sum does not change."""
     indices, grad = torch.randint(0, 500, (9000, 1)), torch.randn(9000, 1, 5)
     indices[torch.rand(9000, 1) < 0.9] = favorite
     expected = torch.ops.revq.segment_sum.reference(grad, indices, 500)
@@ -74,7 +74,7 @@ def test_gradient_bits_with_one_favorite_code(favorite):
 
 
 def test_gradient_of_the_gradient(impl):
-    """A gradient penalty is not dropped: equal to plain indexing, in float64."""
+    """Second derivatives, as of a gradient penalty, equal those of plain indexing in float64."""
     x, codebook = torch.randn(6, 2, 3), torch.randn(2, 4, 3, requires_grad=True)
     quantized, indices = quantize(x, codebook, impl=impl)
     (gradient,) = torch.autograd.grad((quantized**3).sum(), codebook, create_graph=True)

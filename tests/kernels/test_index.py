@@ -1,4 +1,4 @@
-"""`CodebookIndex`: the contract's index on every problem, whatever happened to its codes; its books; its memory."""
+"""`CodebookIndex`: the contract's index on every problem, before and after refits; visit counts; memory."""
 
 import math
 import threading
@@ -38,7 +38,7 @@ def test_after_a_refit_it_is_the_new_codes(problem):
 
 
 @pytest.mark.parametrize("isa", range(dev.cpu_isa() + 1))
-def test_every_isa_clone_walks_and_scans_to_the_contracts_index(isa):
+def test_every_isa_clone_gives_the_contracts_index(isa):
     walked = 0
     for name, x, codebook in PROBLEMS:
         queries, codes = x.float().reshape(-1, *x.shape[-2:])[:, 0], codebook[:1].float()
@@ -57,7 +57,7 @@ def test_every_isa_clone_walks_and_scans_to_the_contracts_index(isa):
 @pytest.mark.parametrize("num_codes", [1, 15, 16, 17, 255, 256, 257, 4095, 4096, 4097, 70001])
 @pytest.mark.parametrize("d", [1, 3, 4, 8, 16])
 def test_trees_of_every_depth(num_codes, d):
-    """One to five levels, whole and ragged; more queries than walk together, over more than one group."""
+    """Trees of one to five levels, complete and ragged; more queries than one traversal batch, in several groups."""
     codebook = torch.randn(2, num_codes, d).mul(8).round().div(8)  # many ties
     x = torch.randn(70, 2, d).mul(8).round().div(8)
     index = CodebookIndex(codebook)
@@ -68,9 +68,9 @@ def test_trees_of_every_depth(num_codes, d):
 
 
 def test_lists_that_overflow_are_emptied_on_the_way():
-    """Queries far outside, between equal distances: all leaves of all walkers wait, many times what the lists hold."""
+    """Queries far outside, at equal distance to all leaves: far more leaves are pending than the lists can hold."""
     angle = torch.arange(20000.0) * (2 * math.pi / 20000)
-    codebook = torch.stack([angle.cos(), angle.sin()], dim=1)[None]  # a circle, seen from its middle
+    codebook = torch.stack([angle.cos(), angle.sin()], dim=1)[None]  # codes on a circle, queries at its center
     x = torch.randn(64, 1, 2) * 1e-4
     index = CodebookIndex(codebook)
     assert torch.equal(index.nearest_code(x), nearest_code(x, codebook))
@@ -113,13 +113,13 @@ def test_denormals_count_even_when_torch_flushes_them():
 
 @pytest.mark.parametrize("d", [8, 9])
 def test_leaves_that_are_written_past_the_caches(d):
-    """Panels of more than 6 MB, whole registers and what is left over."""
+    """Panels of more than 6 MB, which are written past the caches: whole registers and a remainder."""
     generator = torch.Generator().manual_seed(d)
     codebook = torch.randn(2, 100_003, d, generator=generator)
     x = torch.randn(40, 2, d, generator=generator)
     arrays = list(torch.ops.revq.index_build(codebook))
     codebook = codebook.roll(1, -1).mul_(1.5)
-    shifted = torch.empty(arrays[0].numel() + 1)[1:].view(arrays[0].shape)  # at no register's boundary
+    shifted = torch.empty(arrays[0].numel() + 1)[1:].view(arrays[0].shape)  # not aligned to a register
     for panels in (arrays[0], shifted):
         torch.ops.revq.index_refit_(panels, *arrays[1:], codebook)
         found, _ = torch.ops.revq.index_search(x, panels, *arrays[1:], codebook.shape[1])
@@ -151,7 +151,7 @@ def test_non_finite_groups_and_queries_alone_go_to_all_codes():
     assert index.last.scanned == 2, "finite again"
 
 
-def test_books():
+def test_visit_counts():
     x, codebook = torch.randn(200, 2, 4), torch.randn(2, 16384, 4)
     index = CodebookIndex(codebook)
     assert math.isnan(index.visited) and index.leaves == 1024
@@ -164,7 +164,7 @@ def test_books():
     assert index.visited > 0.5 and "visited=" in repr(index)
 
 
-def test_refit_builds_anew_when_old_splits_have_cost_as_much_as_a_build():
+def test_refit_rebuilds_when_old_splits_have_cost_as_much_as_a_build():
     x, codebook = torch.randn(512, 1, 4), torch.randn(1, 4096, 4)
     index = CodebookIndex(codebook)
     index.nearest_code(x)
@@ -173,7 +173,7 @@ def test_refit_builds_anew_when_old_splits_have_cost_as_much_as_a_build():
         index.refit(codebook + 1e-5 * torch.randn_like(codebook))
         index.nearest_code(x)
     assert index.rebuilds == 0, "boxes that still fit cost nothing"
-    other, steps = codebook[:, torch.randperm(4096)], 0  # no split fits any more
+    other, steps = codebook[:, torch.randperm(4096)], 0  # the old splits fit none of the new codes
     while index.rebuilds == 0:
         index.refit(other)
         assert torch.equal(index.nearest_code(x), nearest_code(x, other))

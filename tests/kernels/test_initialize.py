@@ -37,8 +37,8 @@ def test_the_error_falls_and_separate_clusters_are_found():
     assert errors[-1] < errors[0]
 
 
-def test_empty_clusters_are_drawn_anew():
-    """Equal vectors leave all codes but one without any."""
+def test_empty_clusters_are_drawn_again():
+    """If all vectors are equal, all codes but one have no vectors."""
     x = torch.cat([torch.full((40, 1, 2), 5.0), torch.randn(3, 1, 2) + 9])
     empty = 0
     for seed in range(5):

@@ -1,4 +1,4 @@
-"""The two terms, their weights and sides."""
+"""The two loss terms, their weights, and which side each moves."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What does not count: the same results as if it were not there."""
+"""Masked positions: the same results as without these positions."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ MASK = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 1, 1, 0], [0, 0, 0, 0, 0]]).bool()
 
 @pytest.mark.parametrize("metric", ["l2", "cosine", "inner_product"])
 @pytest.mark.parametrize("garbage", [0.0, 1e9, float("nan")])
-def test_masked_tokens_leave_no_trace(metric, garbage):
+def test_masked_tokens_have_no_effect(metric, garbage):
     vq, other = (FastChannelVQ(6, 4, metric=metric, update=EMAUpdate(decay=0.5)) for _ in range(2))
     other.load_state_dict(vq.state_dict())
     data, weight = torch.randn(3, 5, 4), torch.randn(3, 5, 4)

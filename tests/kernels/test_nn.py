@@ -9,7 +9,7 @@ from revq_kernels.testing.problems import contract_index
 
 
 def grouped(tokens, groups):
-    """[B, T, d] -> [N, G, d] by the words: token t uses codebook t mod G."""
+    """[B, T, d] -> [N, G, d] by definition: token t uses codebook t mod G."""
     return torch.stack([tokens[:, g::groups].reshape(-1, tokens.shape[2]) for g in range(groups)], dim=1)
 
 

@@ -54,7 +54,7 @@ def test_masked_positions_keep_their_value(layout):
     assert (decoded[~mask] == 0).all() and decoded[mask].abs().min() > 0
 
 
-def test_the_return_format_is_the_quantizers():
+def test_the_output_format_is_the_quantizers():
     module = ProjectedVQ(6, FastChannelVQ(9, 3, layout="BDT", split="space", output_format=formats.dac))
     x = torch.randn(2, 6, 4)
     quantized, commitment, codebook, indices, z_e = module(x)
@@ -62,7 +62,7 @@ def test_the_return_format_is_the_quantizers():
     torch.testing.assert_close(commitment, codebook)
 
 
-def test_initialization_sees_the_projected():
+def test_initialization_uses_the_projected_latents():
     module, x = ProjectedVQ(6, FastChannelVQ(5, 3)), torch.randn(2, 4, 6)
     module.initialize_(x)
     assert module.vq.codebook.shape == (1, 5, 3)

@@ -7,7 +7,7 @@ from revq_kernels import FastChannelVQ, reset_codes_
 
 
 def pairs_by_hand(count, max_fraction, pairing):
-    """(target, source) of one group, from the words of the paper and of the release."""
+    """(target, source) of one group, by the definition in the paper and in the release."""
     k = len(count)
     order = sorted(range(k), key=lambda i: (count[i], i))
     r = min(sum(c == 0 for c in count), int(max_fraction * k))

@@ -108,7 +108,7 @@ def test_groups_are_quantizers_of_parts_of_the_channels():
         assert torch.equal(out.indices.reshape(2, 5, 3, 2)[:, :, g], part.indices)
 
 
-def test_initialization_goes_down_the_stages():
+def test_initialization_stage_by_stage():
     rvq, x = ResidualVQ(stages(layout="BCHW", split="space")), torch.randn(4, 4, 3, 3)
     rvq.initialize_(x, iterations=3)
     out = rvq.eval()(x)

@@ -1,4 +1,4 @@
-"""Metrics: the index of each is the contract's, and what is returned is what was searched for."""
+"""Metrics: the index of each is the contract's, and `FastChannelVQ` returns the codes that its metric searched."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def test_explain_names_the_metric():
 
 
 @pytest.mark.parametrize("impl", ["native", "triton"])
-def test_an_implementation_asked_for_by_name_does_not_fall_back(impl):
+def test_an_implementation_requested_by_name_does_not_fall_back(impl):
     x, codebook = torch.zeros(2, 1, 4), torch.zeros(1, 3, 4)
     for call in (nearest_code, explain):
         with pytest.raises(ValueError, match=rf"impl: metric='inner_product' has no kernel.* got '{impl}'"):
