@@ -211,7 +211,9 @@ class LazyDistances(Tensor):
         return _untraced_answer()(cls, func, args, dict(kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]  # torch declares a static function as a placeholder
+        cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         # Only calls that skip __torch_function__ arrive here (TorchScript, C++), below autograd, so the matrix is not kept
         if func._schema.is_mutable and args and isinstance(args[0], cls):
             raise RuntimeError(

@@ -3,6 +3,7 @@
 import copy
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -138,11 +139,11 @@ def like(module: nn.Module, *, verify: bool = True) -> nn.Module:
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
-    twin = _shallow_copy(module, {})
-    report = patch(twin, verify=verify, verbose=False)
+    fast = _shallow_copy(module, {})
+    report = patch(fast, verify=verify, verbose=False)
     if not any(entry.patched for entry in report.entries):
         raise ValueError(f"module: expected a quantizer of a known family, got {type(module).__name__}\n{report}")
-    return twin
+    return fast
 
 
 def _restore(module: nn.Module) -> None:
@@ -153,7 +154,7 @@ def _restore(module: nn.Module) -> None:
 
 def _patch_one(name: str, module: nn.Module, verify: bool) -> Entry | None:
     """Patch one module by the first family that fits; None for a module that is not a quantizer."""
-    kind = type(module)
+    kind: Any = type(module)
     if "revq_original" in vars(kind):
         return Entry(name, kind.__name__, kind.revq_family.name, True, _ALREADY)
     families = families_of(module)
@@ -178,7 +179,8 @@ def _check(module: nn.Module, family: Family) -> str | None:
     try:
         with torch.inference_mode(False):  # tensors copied in inference mode take no gradient
             fast = plain_copy(module)
-            fast.__class__ = fast_class(type(module), family)
+            kind: Any = type(module)
+            fast.__class__ = fast_class(kind, family)
             return difference(module, fast, family.calls)
     except Exception as error:  # any failure of a check keeps the original
         return f"the check failed: {type(error).__name__}: {error}"
@@ -200,13 +202,13 @@ def _left_alone(module: nn.Module) -> str | None:
 def _shallow_copy(module: nn.Module, copies: dict[int, nn.Module]) -> nn.Module:
     """A copy of a tree of modules around the same parameters and buffers; ``copies`` maps ids of originals to copies."""
     if id(module) not in copies:
-        twin = copies[id(module)] = module.__new__(type(module))
-        twin.__dict__.update(vars(module))
+        copied = copies[id(module)] = module.__new__(type(module))
+        copied.__dict__.update(vars(module))
         for name in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
-            twin.__dict__[name] = copy.copy(vars(module)[name])
+            copied.__dict__[name] = copy.copy(vars(module)[name])
         for name in [key for key in vars(module) if key.endswith("_hooks") and isinstance(vars(module)[key], dict)]:
-            twin.__dict__[name] = copy.copy(vars(module)[name])
-        twin.__dict__["_modules"] = {
+            copied.__dict__[name] = copy.copy(vars(module)[name])
+        copied.__dict__["_modules"] = {
             name: None if part is None else _shallow_copy(part, copies) for name, part in module._modules.items()
         }
     return copies[id(module)]

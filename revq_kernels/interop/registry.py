@@ -1,6 +1,7 @@
 """The families that `revq.patch` knows, the quantizers that it leaves alone, and the classes of patched modules."""
 
 import functools
+from typing import Any
 
 from torch import nn
 
@@ -33,7 +34,7 @@ def families_of(module: nn.Module) -> list[Family]:
 
 
 @functools.cache
-def fast_class(original: type, family: Family) -> type:
+def fast_class(original: Any, family: Family) -> Any:
     """The class of a patched module: the family's methods, then ``original``, under the name of ``original``."""
 
     def reduce(self: nn.Module, protocol: int) -> tuple:
@@ -42,11 +43,11 @@ def fast_class(original: type, family: Family) -> type:
 
     names = {"__module__": original.__module__, "__qualname__": original.__qualname__, "__doc__": original.__doc__}
     own = {"revq_original": original, "revq_family": family, "__reduce_ex__": reduce}
-    kind = type(original.__name__, (family.methods, original), {**names, **own})
+    kind: Any = type(original.__name__, (family.methods, original), {**names, **own})
     return kind
 
 
-def new_patched(original: type, family_name: str) -> nn.Module:
+def new_patched(original: Any, family_name: str) -> nn.Module:
     """An empty patched module, which copy and pickle fill.  Pickles name this function: it must not move.
 
     Raises:

@@ -128,12 +128,12 @@ def plain_copy(module: nn.Module) -> nn.Module:
 
 def in_double(module: nn.Module) -> nn.Module:
     """A copy of ``module`` with float64 parameters and buffers, to be called inside `Doubles`."""
-    twin = plain_copy(module).double()
-    for part in twin.modules():  # tensors that are neither parameters nor buffers, such as a cached codebook
+    wide = plain_copy(module).double()
+    for part in wide.modules():  # tensors that are neither parameters nor buffers, such as a cached codebook
         for name, value in vars(part).items():
             if isinstance(value, Tensor) and value.dtype in _NARROW:
                 setattr(part, name, value.double())
-    return twin
+    return wide
 
 
 def doubled_call(call: Call) -> Call:

@@ -6,7 +6,7 @@ The residual quantizers around these codebooks stay as they are.
 import torch
 from torch import Tensor, nn
 
-from revq_kernels.interop.families.family import Call, Family, Vectors
+from revq_kernels.interop.families.family import Call, Family, Quantizer, Vectors
 from revq_kernels.interop.search import (
     code_counts,
     code_sums,
@@ -24,22 +24,22 @@ from revq_kernels.interop.search import (
 class _Frozen:
     """transformers 5.23: EncodecEuclideanCodebook, and those of X-Codec and Higgs Audio; they have no training."""
 
-    def quantize(self, hidden_states: Tensor) -> Tensor:
+    def quantize(self: Quantizer, hidden_states: Tensor) -> Tensor:
         return nearest(hidden_states, self.embed)
 
 
 class _Mimi:
     """transformers 5.23: MimiEuclideanCodebook, which computes its codes from two buffers once and keeps them."""
 
-    def quantize(self, hidden_states: Tensor) -> Tensor:
+    def quantize(self: Quantizer, hidden_states: Tensor) -> Tensor:
         return nearest(hidden_states.float(), self.embed.float())
 
 
-def _unsupported_frozen(module: nn.Module) -> str | None:
+def _unsupported_frozen(module: Quantizer) -> str | None:
     return _table_mismatch("embed", module.embed, module.codebook_size)
 
 
-def _unsupported_mimi(module: nn.Module) -> str | None:
+def _unsupported_mimi(module: Quantizer) -> str | None:
     if tuple(module.cluster_usage.shape) != (module.codebook_size,):
         return f"cluster_usage is {tuple(module.cluster_usage.shape)}, expected [{module.codebook_size}]"
     return _table_mismatch("embed_sum", module.embed_sum, module.codebook_size)
@@ -50,11 +50,11 @@ def _table_mismatch(name: str, table: Tensor, num_codes: int) -> str | None:
     return None if right else f"{name} is {tuple(table.shape)}, expected [{num_codes}, d]"
 
 
-def _calls_frozen(module: nn.Module, vectors: Vectors) -> list[Call]:
+def _calls_frozen(module: Quantizer, vectors: Vectors) -> list[Call]:
     return [Call("encode", (vectors(module.embed, 2, 32, module.embed.shape[1]),))]
 
 
-def _calls_mimi(module: nn.Module, vectors: Vectors) -> list[Call]:
+def _calls_mimi(module: Quantizer, vectors: Vectors) -> list[Call]:
     # Not module.embed: reading it would make the module keep its codes
     codes = module.embed_sum / module.cluster_usage.clamp(min=module.epsilon)[:, None]
     return [Call("encode", (vectors(codes, 2, 32, codes.shape[1]),))]
@@ -66,14 +66,14 @@ def _calls_mimi(module: nn.Module, vectors: Vectors) -> list[Call]:
 class _Averaged:
     """encodec 0.1.1: EuclideanCodebook, and those of the forks in audiocraft, SpeechTokenizer and WavTokenizer."""
 
-    def init_embed_(self, data: Tensor) -> None:
+    def init_embed_(self: Quantizer, data: Tensor) -> None:
         if not self.inited:
-            with_kmeans(super().init_embed_.__func__, _kmeans)(self, data)
+            with_kmeans(self.revq_original.init_embed_, _kmeans)(self, data)
 
-    def quantize(self, x: Tensor) -> Tensor:
+    def quantize(self: Quantizer, x: Tensor) -> Tensor:
         return nearest(x, self.embed)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
         shape = x.shape
         x = self.preprocess(x)
         self.init_embed_(x)
@@ -86,7 +86,7 @@ class _Averaged:
             self._update_averages(x, indices)
         return quantize, embed_ind
 
-    def _update_averages(self, x: Tensor, indices: Tensor) -> None:
+    def _update_averages(self: Quantizer, x: Tensor, indices: Tensor) -> None:
         count = code_counts(indices, self.codebook_size)
         total = code_sums(x[None], indices[None], self.codebook_size)[0]
         for average, value in ((self.cluster_size, count), (self.embed_avg, total)):
@@ -111,7 +111,7 @@ def _kmeans(samples: Tensor, num_clusters: int, num_iters: int = 10) -> tuple[Te
     return means[0], count[0]
 
 
-def _unsupported_averaged(module: nn.Module) -> str | None:
+def _unsupported_averaged(module: Quantizer) -> str | None:
     for name in ("embed", "embed_avg"):
         if reason := _table_mismatch(name, getattr(module, name), module.codebook_size):
             return reason
@@ -121,7 +121,7 @@ def _unsupported_averaged(module: nn.Module) -> str | None:
     return kmeans_mismatch(module.init_embed_.__func__, _kmeans)
 
 
-def _calls_averaged(module: nn.Module, vectors: Vectors) -> list[Call]:
+def _calls_averaged(module: Quantizer, vectors: Vectors) -> list[Call]:
     return [Call(method, (vectors(module.embed, 2, 32, module.embed.shape[1]),)) for method in ("encode", "forward")]
 
 
@@ -131,7 +131,7 @@ def _calls_averaged(module: nn.Module, vectors: Vectors) -> list[Call]:
 class _TransformersDac:
     """transformers 5.23: DacVectorQuantize."""
 
-    def decode_latents(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+    def decode_latents(self: Quantizer, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         # The hook of accelerate loads offloaded weights, also for code that reads them without a call of the module
         hook = getattr(self.codebook, "_hf_hook", None)
         if hook is not None:
@@ -146,12 +146,12 @@ class _TransformersDac:
 class _Dac:
     """descript-audio-codec's and SNAC's VectorQuantize."""
 
-    def decode_latents(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+    def decode_latents(self: Quantizer, latents: Tensor) -> tuple[Tensor, Tensor]:
         indices = nearest_normalized(latents.transpose(1, 2), self.codebook.weight)
         return self.decode_code(indices), indices
 
 
-def _unsupported_dac(module: nn.Module) -> str | None:
+def _unsupported_dac(module: Quantizer) -> str | None:
     if not isinstance(module.codebook, nn.Embedding):
         return f"codebook is {type(module.codebook).__name__}, expected Embedding"
     shape = tuple(module.codebook.weight.shape)
@@ -160,13 +160,13 @@ def _unsupported_dac(module: nn.Module) -> str | None:
     )
 
 
-def _unsupported_transformers_dac(module: nn.Module) -> str | None:
+def _unsupported_transformers_dac(module: Quantizer) -> str | None:
     if has_zero_code(module.codebook.weight):
         return "a code is zero, and its sign of |c|^2 then matters"
     return _unsupported_dac(module)
 
 
-def _calls_dac(module: nn.Module, vectors: Vectors) -> list[Call]:
+def _calls_dac(module: Quantizer, vectors: Vectors) -> list[Call]:
     table = module.codebook.weight
     latents, hidden = vectors(table, 2, module.codebook_dim, 32), vectors(table, 2, module.in_proj.in_channels, 32)
     return [Call("decode_latents", (latents,)), Call("forward", (hidden,))]

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from revq_kernels.interop.families.family import Call, Family, Vectors, source_of
+from revq_kernels.interop.families.family import Call, Family, Quantizer, Vectors, source_of
 from revq_kernels.interop.search import code_counts, has_zero_code, largest_inner_product, nearest
 
 _PAIRS, _CPU_PAIRS = 1 << 21, 1 << 18
@@ -69,9 +69,9 @@ def _log_softmax(rows: Tensor, codes: Tensor, temperature: float) -> Tensor:
     return distances.addmm_(rows, codes.T, alpha=-2).div_(-temperature).log_softmax(1)
 
 
-def _sums_over_processes(module: nn.Module) -> bool:
+def _sums_over_processes(module: Quantizer) -> bool:
     """Whether a quantizer sums over processes: as its repository's own module ``dist`` says, or torch without one."""
-    own = getattr(source_of(module), "dist", None)
+    own: Any = getattr(source_of(module), "dist", None)
     if hasattr(own, "initialized"):
         return bool(own.initialized())
     return torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -90,14 +90,15 @@ _TEMPERATURE, _EPS = 0.01, 1e-5
 class _LlamaGen:
     """LlamaGen: VectorQuantizer, with four losses in training, one of them an entropy over all codes."""
 
-    def forward(self, z: Tensor) -> tuple:
+    def forward(self: Quantizer, z: Tensor) -> tuple:
         z = z.permute(0, 2, 3, 1).contiguous()
         rows, codes = z.view(-1, self.e_dim), self.embedding.weight
         if self.l2_norm:
             z, rows, codes = (F.normalize(tensor, dim=-1) for tensor in (z, rows, codes))
         indices = nearest(rows, codes)
         quantized = codes[indices].view(z.shape)
-        losses, usage = (None, None, None), 0
+        losses: tuple = (None, None, None)
+        usage: float = 0
         if self.training:
             if self.show_usage:
                 usage = _record_used(self.codebook_used.detach(), indices) / self.n_e
@@ -129,7 +130,7 @@ def _entropy_loss(rows: Tensor, codes: Tensor, ratio: float) -> Tensor:
     return (of_rows - of_mean).to(dtype)
 
 
-def _unsupported_llamagen(module: nn.Module) -> str | None:
+def _unsupported_llamagen(module: Quantizer) -> str | None:
     needed = ("beta", "l2_norm", "show_usage", "entropy_loss_ratio", "codebook_used" if module.show_usage else "n_e")
     attrgetter(*needed)(module)
     if hasattr(module, "groups"):
@@ -138,7 +139,7 @@ def _unsupported_llamagen(module: nn.Module) -> str | None:
     return None if expected == found else f"embedding.weight is {found}, expected {expected}"
 
 
-def _calls_llamagen(module: nn.Module, vectors: Vectors) -> list[Call]:
+def _calls_llamagen(module: Quantizer, vectors: Vectors) -> list[Call]:
     return [Call("forward", (vectors(module.embedding.weight, 2, module.e_dim, 4, 8),))]
 
 
@@ -148,12 +149,12 @@ def _calls_llamagen(module: nn.Module, vectors: Vectors) -> list[Call]:
 class _UniTok:
     """UniTok: one of the VectorQuantizers that stand side by side in VectorQuantizerM."""
 
-    def forward(self, features: Tensor) -> tuple:
+    def forward(self: Quantizer, features: Tensor) -> tuple:
         batch, length, dim = features.shape
         features = F.normalize(features.reshape(-1, dim), dim=-1).float()
         codes = self.codebook.get_norm_weight()
         indices = largest_inner_product(features, codes)
-        entropy_loss = 0
+        entropy_loss: Tensor | int = 0
         if self.use_entropy_loss:
             of_rows, of_mean = code_entropies(features, codes, 1 / self.inv_entropy_tau, 1e-7)
             entropy_loss = of_rows - of_mean
@@ -170,13 +171,13 @@ class _UniTok:
         self.vocab_usage_record_times += 1
         return (features + (rows - features).detach()).view(batch, length, dim), vq_loss, entropy_loss, usage
 
-    def f_to_idx(self, features: Tensor) -> Tensor:
+    def f_to_idx(self: Quantizer, features: Tensor) -> Tensor:
         batch, length, dim = features.shape
         rows = F.normalize(features.reshape(-1, dim), dim=-1).float()
         return largest_inner_product(rows, self.codebook.get_norm_weight().float()).view(batch, length)
 
 
-def _unsupported_unitok(module: nn.Module) -> str | None:
+def _unsupported_unitok(module: Quantizer) -> str | None:
     attrgetter("beta", "vocab_usage", "vocab_usage_record_times", "use_entropy_loss", "inv_entropy_tau")(module)
     table = module.codebook.weight
     expected, found = (module.vocab_size, module.vocab_width), tuple(table.shape)
@@ -187,7 +188,7 @@ def _unsupported_unitok(module: nn.Module) -> str | None:
     return "a code is 0, and has no direction" if has_zero_code(table) else None
 
 
-def _calls_unitok(module: nn.Module, vectors: Vectors) -> list[Call]:
+def _calls_unitok(module: Quantizer, vectors: Vectors) -> list[Call]:
     features = vectors(module.codebook.weight, 2, 32, module.vocab_width)
     return [Call("forward", (features,)), Call("f_to_idx", (features,))]
 
@@ -198,7 +199,9 @@ def _calls_unitok(module: nn.Module, vectors: Vectors) -> list[Call]:
 class _VarIndices:
     """VAR: the tokens of VectorQuantizer2, a residual quantizer in which each scale quantizes the residual of the smaller ones."""
 
-    def f_to_idxBl_or_fhat(self, f_BChw: Tensor, to_fhat: bool, v_patch_nums: tuple | None = None) -> list[Tensor]:
+    def f_to_idxBl_or_fhat(
+        self: Quantizer, f_BChw: Tensor, to_fhat: bool, v_patch_nums: tuple | None = None
+    ) -> list[Tensor]:
         height, width = f_BChw.shape[-2:]
         residual = f_BChw.detach().clone()
         quantized, results = torch.zeros_like(residual), []
@@ -218,7 +221,7 @@ class _Var:
 
     f_to_idxBl_or_fhat = _VarIndices.f_to_idxBl_or_fhat
 
-    def forward(self, f_BChw: Tensor, ret_usages: bool = False) -> tuple:
+    def forward(self: Quantizer, f_BChw: Tensor, ret_usages: bool = False) -> tuple:
         features = f_BChw.float()
         fixed = features.detach()
         residual, quantized = fixed.clone(), torch.zeros_like(fixed)
@@ -247,7 +250,7 @@ class _Var:
         return features + (quantized - fixed).detach(), usages, loss
 
 
-def _search_scale(module: nn.Module, residual: Tensor, size: tuple[int, int], last: bool) -> Tensor:
+def _search_scale(module: Quantizer, residual: Tensor, size: tuple[int, int], last: bool) -> Tensor:
     """Indices ``[B, *size]`` of the residual ``[B, C, H, W]`` at a scale."""
     small = residual if last else F.interpolate(residual, size=size, mode="area")
     rows, codes = small.permute(0, 2, 3, 1).reshape(-1, residual.shape[1]), module.embedding.weight.detach()
@@ -258,7 +261,7 @@ def _search_scale(module: nn.Module, residual: Tensor, size: tuple[int, int], la
     return indices.view(residual.shape[0], *size)
 
 
-def _dequantize_scale(module: nn.Module, indices: Tensor, size: tuple[int, ...], scale: int, scales: int) -> Tensor:
+def _dequantize_scale(module: Quantizer, indices: Tensor, size: tuple[int, ...], scale: int, scales: int) -> Tensor:
     """What a scale adds to the quantized features, at full size."""
     step = module.embedding(indices).permute(0, 3, 1, 2)
     if scale < scales - 1:
@@ -266,7 +269,7 @@ def _dequantize_scale(module: nn.Module, indices: Tensor, size: tuple[int, ...],
     return module.quant_resi[scale / (scales - 1)](step.contiguous())
 
 
-def _unsupported_var(module: nn.Module) -> str | None:
+def _unsupported_var(module: Quantizer) -> str | None:
     attrgetter("beta", "using_znorm", "quant_resi", "record_hit", "prog_si")(module)
     table = module.embedding.weight
     expected, found = (module.vocab_size, module.Cvae), tuple(table.shape)
@@ -279,16 +282,16 @@ def _unsupported_var(module: nn.Module) -> str | None:
     return "a code is 0, and has no direction" if module.using_znorm and has_zero_code(table) else None
 
 
-def _var_features(module: nn.Module, vectors: Vectors) -> Tensor:
+def _var_features(module: Quantizer, vectors: Vectors) -> Tensor:
     return vectors(module.embedding.weight, 2, module.Cvae, module.v_patch_nums[-1], module.v_patch_nums[-1])
 
 
-def _calls_var_indices(module: nn.Module, vectors: Vectors) -> list[Call]:
+def _calls_var_indices(module: Quantizer, vectors: Vectors) -> list[Call]:
     features = _var_features(module, vectors)
     return [Call("f_to_idxBl_or_fhat", (features, False)), Call("f_to_idxBl_or_fhat", (features, True))]
 
 
-def _calls_var(module: nn.Module, vectors: Vectors) -> list[Call]:
+def _calls_var(module: Quantizer, vectors: Vectors) -> list[Call]:
     return [Call("forward", (_var_features(module, vectors),)), *_calls_var_indices(module, vectors)]
 
 

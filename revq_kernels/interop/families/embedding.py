@@ -2,10 +2,10 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from revq_kernels import count_codes_
-from revq_kernels.interop.families.family import Call, Family, Vectors, source_of
+from revq_kernels.interop.families.family import Call, Family, Quantizer, Vectors, source_of
 from revq_kernels.interop.search import in_matmul_dtype, nearest, nearest_normalized
 
 
@@ -28,7 +28,7 @@ def _to_channels_first(z: Tensor) -> Tensor:
     return z.permute(0, 3, 1, 2).contiguous()
 
 
-def _formatted_indices(module: nn.Module, indices: Tensor, quantized: Tensor) -> Tensor:
+def _formatted_indices(module: Quantizer, indices: Tensor, quantized: Tensor) -> Tensor:
     """Flat indices in the format of taming's options ``remap`` and ``sane_index_shape``."""
     if module.remap is not None:
         indices = module.remap_to_used(indices.reshape(quantized.shape[0], -1)).reshape(-1, 1)
@@ -37,7 +37,7 @@ def _formatted_indices(module: nn.Module, indices: Tensor, quantized: Tensor) ->
     return indices
 
 
-def _remap_to_used(self: nn.Module, inds: Tensor) -> Tensor:
+def _remap_to_used(self: Quantizer, inds: Tensor) -> Tensor:
     """taming's method of that name, by bisection: the original compares every index with every entry of ``used``."""
     assert inds.dim() > 1
     used, order = self.used.to(inds).sort(stable=True)
@@ -49,7 +49,7 @@ def _remap_to_used(self: nn.Module, inds: Tensor) -> Tensor:
     return remapped.masked_scatter(unknown, drawn.to(remapped.device))
 
 
-def _table_mismatch(module: nn.Module, *shape: int) -> str | None:
+def _table_mismatch(module: Quantizer, *shape: int) -> str | None:
     """Why ``embedding.weight`` is not what a family expects; None if it is."""
     table = module.embedding.weight
     if tuple(table.shape) != shape:
@@ -57,7 +57,7 @@ def _table_mismatch(module: nn.Module, *shape: int) -> str | None:
     return None
 
 
-def _calls(module: nn.Module, vectors: Vectors) -> list[Call]:
+def _calls(module: Quantizer, vectors: Vectors) -> list[Call]:
     return [Call("forward", (vectors(module.embedding.weight, 2, module.embedding.weight.shape[1], 4, 8),))]
 
 
@@ -67,7 +67,7 @@ def _calls(module: nn.Module, vectors: Vectors) -> list[Call]:
 class _Diffusers:
     """diffusers 0.42: VectorQuantizer of VQModel and PaellaVQModel."""
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, tuple]:
+    def forward(self: Quantizer, z: Tensor) -> tuple[Tensor, Tensor, tuple]:
         z = _to_channels_last(z)
         indices = nearest(z.view(-1, self.vq_embed_dim), self.embedding.weight)
         z_q, loss = _straight_through(z, self.embedding(indices).view(z.shape), self.beta, self.legacy)
@@ -80,7 +80,7 @@ class _Diffusers:
 class _Chameleon:
     """transformers 5.23: ChameleonVQVAEVectorQuantizer and JanusVQVAEVectorQuantizer, whose forward is the same."""
 
-    def forward(self, hidden_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self: Quantizer, hidden_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         z = _to_channels_last(hidden_state)
         indices = nearest(z.view(-1, self.embedding_dim), self.embedding.weight)
         z_q, loss = _straight_through(z, self.embedding(indices).view(z.shape), self.beta, legacy=True)
@@ -90,7 +90,7 @@ class _Chameleon:
 class _GlmImage:
     """transformers 5.23: GlmImageVQVAEVectorQuantizer, which searches and returns normalized codes."""
 
-    def forward(self, hidden_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self: Quantizer, hidden_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         z = _to_channels_last(hidden_state)
         indices = nearest_normalized(z.view(-1, self.embedding_dim), self.embedding.weight)
         z = F.normalize(z, p=2, dim=-1)
@@ -102,27 +102,27 @@ class _GlmImage:
 class _Emu3:
     """transformers 5.23: Emu3VQVAEVectorQuantizer, which returns indices only."""
 
-    def forward(self, hidden_state: Tensor) -> Tensor:
+    def forward(self: Quantizer, hidden_state: Tensor) -> Tensor:
         return nearest(hidden_state.permute(0, 1, 3, 4, 2), self.embedding.weight)
 
 
-def _unsupported_diffusers(module: nn.Module) -> str | None:
+def _unsupported_diffusers(module: Quantizer) -> str | None:
     if module.legacy not in (True, False) or (module.remap is not None and module.used.dim() != 1):
         return f"legacy={module.legacy!r}, remap={module.remap!r}: expected a bool, and None or a list of indices"
     return _table_mismatch(module, module.n_e, module.vq_embed_dim)
 
 
-def _unsupported_transformers(module: nn.Module) -> str | None:
+def _unsupported_transformers(module: Quantizer) -> str | None:
     return _table_mismatch(module, module.num_embeddings, module.embedding_dim)
 
 
-def _unsupported_emu3(module: nn.Module) -> str | None:
+def _unsupported_emu3(module: Quantizer) -> str | None:
     if module.embedding.weight.dim() != 2:
         return f"embedding.weight is {tuple(module.embedding.weight.shape)}, expected [K, d]"
     return None
 
 
-def _calls_emu3(module: nn.Module, vectors: Vectors) -> list[Call]:
+def _calls_emu3(module: Quantizer, vectors: Vectors) -> list[Call]:
     return [Call("forward", (vectors(module.embedding.weight, 2, 2, module.embedding.weight.shape[1], 4, 4),))]
 
 
@@ -133,7 +133,7 @@ class _Taming:
     """taming-transformers: VectorQuantizer2, to which SEED-Voken's IBQ adds ``l2_normalize``."""
 
     def forward(
-        self, z: Tensor, temp: float | None = None, rescale_logits: bool = False, return_logits: bool = False
+        self: Quantizer, z: Tensor, temp: float | None = None, rescale_logits: bool = False, return_logits: bool = False
     ) -> tuple[Tensor, Tensor, tuple]:
         _check_gumbel_arguments(temp, rescale_logits, return_logits)
         z = _to_channels_last(z)
@@ -150,7 +150,7 @@ class _SimVQ:
     """SEED-Voken: SimVQ and SimVQ1D, whose codes are a linear map of a frozen table."""
 
     def forward(
-        self, z: Tensor, temp: float | None = None, rescale_logits: bool = False, return_logits: bool = False
+        self: Quantizer, z: Tensor, temp: float | None = None, rescale_logits: bool = False, return_logits: bool = False
     ) -> tuple[tuple, tuple]:
         _check_gumbel_arguments(temp, rescale_logits, return_logits)
         z = z.movedim(1, -1).contiguous()
@@ -176,7 +176,7 @@ def _check_gumbel_arguments(temp: float | None, rescale_logits: bool, return_log
     assert return_logits == False, message  # noqa: E712
 
 
-def _unsupported_taming(module: nn.Module) -> str | None:
+def _unsupported_taming(module: Quantizer) -> str | None:
     if module.legacy not in (True, False) or (module.remap is not None and module.used.dim() != 1):
         return f"legacy={module.legacy!r}, remap={module.remap!r}: expected a bool, and None or a list of indices"
     if not isinstance(module.sane_index_shape, bool) or not isinstance(module.beta, float | int):
@@ -184,7 +184,7 @@ def _unsupported_taming(module: nn.Module) -> str | None:
     return _table_mismatch(module, module.n_e, module.e_dim)
 
 
-def _unsupported_simvq(module: nn.Module) -> str | None:
+def _unsupported_simvq(module: Quantizer) -> str | None:
     if tuple(module.embedding_proj.weight.shape) != (module.e_dim, module.e_dim):
         return f"embedding_proj.weight is {tuple(module.embedding_proj.weight.shape)}, expected [d, d]"
     if not hasattr(source_of(module), "LossBreakdown"):
@@ -192,7 +192,7 @@ def _unsupported_simvq(module: nn.Module) -> str | None:
     return _unsupported_taming(module)
 
 
-def _calls_simvq1d(module: nn.Module, vectors: Vectors) -> list[Call]:
+def _calls_simvq1d(module: Quantizer, vectors: Vectors) -> list[Call]:
     return [Call("forward", (vectors(module.embedding.weight, 2, module.e_dim, 32),))]
 
 
@@ -203,10 +203,10 @@ class _TiTok:
     """1d-tokenizer: VectorQuantizer, which moves rarely used codes (``clustering_vq``) towards their nearest samples."""
 
     @torch.autocast("cuda", enabled=False)  # as the original, whose float32 input stays float32
-    def forward(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self: Quantizer, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         moves = self.clustering_vq and self.training
         if moves and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-            return super().forward(z)  # the original searches the samples of all processes
+            return self.revq_original.forward(self, z)  # the original searches the samples of all processes
         z = _to_channels_last(z.float())
         samples = z.view(-1, z.shape[-1])
         search = nearest_normalized if self.use_l2_norm else nearest
@@ -223,9 +223,9 @@ class _TiTok:
 class _MaskBit:
     """MaskBit: SimpleVectorizer; training with its entropy loss, which reads every distance, stays the original's."""
 
-    def forward(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self: Quantizer, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         if self.entropy_loss_weight != 0.0 and self.training:
-            return super().forward(z)
+            return self.revq_original.forward(self, z)
         z = _to_channels_last(z)
         search = nearest_normalized if self.use_l2_normalization else nearest
         indices = search(z.view(-1, z.shape[-1]), self.embedding.weight)
@@ -244,7 +244,9 @@ class _MaskBit:
 class _MaskGIT:
     """1d-tokenizer, open-muse: VectorQuantizer of MaskGIT's VQGAN; ``get_soft_code``, a softmax over all codes, stays."""
 
-    def forward(self, hidden_states: Tensor, return_loss: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(
+        self: Quantizer, hidden_states: Tensor, return_loss: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         z = _to_channels_last(hidden_states)
         indices = nearest(z.view(-1, self.embedding_dim), self.embedding.weight)
         rows, loss = self.embedding(indices).view(z.shape), None
@@ -255,7 +257,7 @@ class _MaskGIT:
             z_q = in_matmul_dtype(rows)
         return _to_channels_first(z_q), indices.view(z.shape[0], -1), loss
 
-    def get_code(self, hidden_states: Tensor) -> Tensor:
+    def get_code(self: Quantizer, hidden_states: Tensor) -> Tensor:
         return nearest(hidden_states.permute(0, 2, 3, 1), self.embedding.weight).flatten(1)
 
 
@@ -272,7 +274,7 @@ def _separate_losses(z: Tensor, rows: Tensor, commitment_cost: float) -> tuple[T
 
 
 @torch.no_grad()
-def _move_unused(module: nn.Module, samples: Tensor, indices: Tensor, closest: Tensor) -> None:
+def _move_unused(module: Quantizer, samples: Tensor, indices: Tensor, closest: Tensor) -> None:
     """The update of CVQ-VAE: the less a code was used recently, the more it moves to its closest sample."""
     count = torch.zeros(1, module.codebook_size, dtype=torch.int64, device=indices.device)
     used = count_codes_(count, indices.unsqueeze(1)).squeeze(0).to(module.embed_prob.dtype) / len(indices)
@@ -283,7 +285,7 @@ def _move_unused(module: nn.Module, samples: Tensor, indices: Tensor, closest: T
     table.data = table.data * (1 - weight) + samples[closest] * weight
 
 
-def _unsupported_titok(module: nn.Module) -> str | None:
+def _unsupported_titok(module: Quantizer) -> str | None:
     if {name for name in vars(module) if not name.startswith("_")} == {"training", "n_e", "e_dim", "beta"}:
         return "it returns the one-hot matrix of N x K numbers (VectorQuantizer2 computes the same without)"
     if not isinstance(module.use_l2_norm, bool) or not isinstance(module.clustering_vq, bool):
@@ -293,7 +295,7 @@ def _unsupported_titok(module: nn.Module) -> str | None:
     return _table_mismatch(module, module.codebook_size, module.token_size)
 
 
-def _unsupported_maskbit(module: nn.Module) -> str | None:
+def _unsupported_maskbit(module: Quantizer) -> str | None:
     if not isinstance(module.use_l2_normalization, bool):
         return f"use_l2_normalization={module.use_l2_normalization!r}: expected a bool"
     if not isinstance(module.entropy_loss_weight, float | int):
@@ -301,7 +303,7 @@ def _unsupported_maskbit(module: nn.Module) -> str | None:
     return _table_mismatch(module, module.embedding.num_embeddings, module.embedding.embedding_dim)
 
 
-def _calls_maskgit(module: nn.Module, vectors: Vectors) -> list[Call]:
+def _calls_maskgit(module: Quantizer, vectors: Vectors) -> list[Call]:
     ((x,),) = (call.args for call in _calls(module, vectors))
     return [Call("forward", (x,)), Call("forward", (x,), {"return_loss": True}), Call("get_code", (x,))]
 

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+Quantizer = Any
+"""A module of another library: an `nn.Module` whose attributes only that library declares."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -28,7 +31,7 @@ class Family:
         classes: dotted paths, ``package.module.Class``, of the classes in the family; ``*.Class`` is a class of that name in
             any module (research repositories are not installable packages, so their files are copied between projects).
         methods: a class whose functions replace those of the same name in the quantizer's class, with the same parameters.
-            It precedes the quantizer's class in the method resolution order, so ``super()`` reaches the original.
+            It precedes the quantizer's class in the method resolution order; ``self.revq_original`` is that class.
         unsupported: given a module of one of the classes, the reason to keep the original; None if the methods serve it.
         calls: given a module and a source of random vectors, the calls that check the replacement on it.
     """
@@ -86,6 +89,6 @@ def parameter_names(function: Callable) -> list[str]:
     return list(inspect.signature(function).parameters)
 
 
-def source_of(module: nn.Module) -> Any:
+def source_of(module: Quantizer) -> Any:
     """The Python module that defines the class of a quantizer, patched or not, for look-ups of its library's own functions."""
     return sys.modules.get(type(module).__module__)

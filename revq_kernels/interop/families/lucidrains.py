@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from revq_kernels.interop.families.family import Call, Family, Vectors, source_of
+from revq_kernels.interop.families.family import Call, Family, Quantizer, Vectors, source_of
 from revq_kernels.interop.families.lucidrains_search import assign, rows_of, similarities
 from revq_kernels.interop.search import code_sums, in_matmul_dtype, kmeans, kmeans_mismatch, nearest, with_kmeans
 
@@ -19,12 +19,12 @@ _MIN_VARIANCE = 1e-5
 class _Codebook:
     """Codebook: search, k-means and moving averages.  ``embed_onehot`` can be the indices ``[h, n]`` instead of one-hots."""
 
-    def init_embed_(self, data: Tensor, mask: Tensor | None = None) -> None:
+    def init_embed_(self: Quantizer, data: Tensor, mask: Tensor | None = None) -> None:
         if not self.initted:
-            with_kmeans(super().init_embed_.__func__, _kmeans)(self, data, mask)
+            with_kmeans(self.revq_original.init_embed_, _kmeans)(self, data, mask)
 
     def track_cluster_size_and_embed_avg(
-        self,
+        self: Quantizer,
         flatten: Tensor,
         embed_onehot: Tensor,
         mask: Tensor | None = None,
@@ -33,8 +33,8 @@ class _Codebook:
     ) -> None:
         """Counts and sums by index replace the products with one-hots."""
         if embed_onehot.is_floating_point():
-            return super().track_cluster_size_and_embed_avg(
-                flatten, embed_onehot, mask, ema_update_weight, accum_ema_update
+            return self.revq_original.track_cluster_size_and_embed_avg(
+                self, flatten, embed_onehot, mask, ema_update_weight, accum_ema_update
             )
         indices, num_codes = embed_onehot, self.codebook_size
         if self.affine_param:
@@ -56,7 +56,7 @@ class _Codebook:
                 package.ema_inplace(average, statistic, self.decay, weight)
 
     def update_indices(
-        self,
+        self: Quantizer,
         x: Tensor,
         embed_ind: Tensor,
         mask: Tensor | None = None,
@@ -77,7 +77,7 @@ class _Codebook:
     update_ema_indices = update_indices
 
     def forward(
-        self,
+        self: Quantizer,
         x: Tensor,
         sample_codebook_temp: float | None = None,
         mask: Tensor | None = None,
@@ -92,7 +92,8 @@ class _Codebook:
         """`_look_up`; the original's forward if it samples, ranks or transforms codes, which needs all distances."""
         temperature = self.sample_codebook_temp if sample_codebook_temp is None else sample_codebook_temp
         if codebook_transform_fn is not None or topk is not None or (self.training and _samples(self, temperature)):
-            return super().forward(
+            return self.revq_original.forward(
+                self,
                 x,
                 sample_codebook_temp,
                 mask,
@@ -115,7 +116,7 @@ class _Codebook:
 
 
 def _look_up(
-    self: nn.Module, x: Tensor, mask: Tensor | None, update: dict[str, Any] | None
+    self: Quantizer, x: Tensor, mask: Tensor | None, update: dict[str, Any] | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Codes, indices and the lazy matrix of similarities; ``update``: arguments of `update_codebook`, None for no update."""
     with torch.autocast("cuda", enabled=False):
@@ -163,7 +164,7 @@ def _as_rows(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     return rows, mask
 
 
-def _moments(codebook: nn.Module, of: str) -> tuple[Tensor, Tensor]:
+def _moments(codebook: Quantizer, of: str) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation ``[h, 1, d]`` that a codebook tracks of its codes or of its batches."""
     mean, variance = getattr(codebook, f"{of}_mean"), getattr(codebook, f"{of}_variance")
     return mean, variance.clamp(min=_MIN_VARIANCE).sqrt()
@@ -190,18 +191,18 @@ def _kmeans(
     return kmeans(samples, means, num_iters, search, all_reduce_fn, normalize)
 
 
-def _selection_options(codebook: nn.Module) -> dict[str, Any]:
+def _selection_options(codebook: Quantizer) -> dict[str, Any]:
     """The options of the function that selects codes, which the package holds as a ``functools.partial``."""
     return codebook.gumbel_sample.keywords if isinstance(codebook.gumbel_sample, partial) else {}
 
 
-def _samples(codebook: nn.Module, temperature: float) -> bool:
+def _samples(codebook: Quantizer, temperature: float) -> bool:
     """Whether a training step samples or mixes codes, which needs all distances."""
     options = _selection_options(codebook)
     return temperature > 0 and bool(options.get("stochastic") or options.get("straight_through"))
 
 
-def _unsupported_codebook(module: nn.Module) -> str | None:
+def _unsupported_codebook(module: Quantizer) -> str | None:
     _keep_from_tracing()
     expected = (module.num_codebooks, module.codebook_size)
     if module.embed.dim() != 3 or module.embed.shape[:2] != expected:
@@ -213,7 +214,7 @@ def _unsupported_codebook(module: nn.Module) -> str | None:
     return kmeans_mismatch(type(module).init_embed_, _kmeans)
 
 
-def _calls_codebook(module: nn.Module, vectors: Vectors) -> list[Call]:
+def _calls_codebook(module: Quantizer, vectors: Vectors) -> list[Call]:
     heads, num_codes, dim = module.embed.shape
     rows = 8 if module.initted else min((num_codes + 1) // 2, 512)  # k-means warns of fewer vectors than codes
     x = vectors(module.embed, heads, 2, rows, dim) if heads > 1 else vectors(module.embed, 2, rows, dim)
@@ -232,7 +233,7 @@ def _calls_codebook(module: nn.Module, vectors: Vectors) -> list[Call]:
 class _SimVQ:
     """SimVQ, alone and in ResidualSimVQ: the codes are a learned map of a frozen codebook."""
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self: Quantizer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         channels_last = x.movedim(1, -1) if self.channel_first else x
         shape = channels_last.shape
         x = channels_last.reshape(shape[0], -1, shape[-1])
@@ -247,7 +248,7 @@ class _SimVQ:
         return quantized.movedim(-1, 1) if self.channel_first else quantized, indices.reshape(shape[:-1]), loss
 
 
-def _unsupported_simvq(module: nn.Module) -> str | None:
+def _unsupported_simvq(module: Quantizer) -> str | None:
     with torch.no_grad():
         codes = module.codebook
     if codes.dim() != 2 or len(codes) != module.codebook_size:
@@ -255,7 +256,7 @@ def _unsupported_simvq(module: nn.Module) -> str | None:
     return None
 
 
-def _calls_simvq(module: nn.Module, vectors: Vectors) -> list[Call]:
+def _calls_simvq(module: Quantizer, vectors: Vectors) -> list[Call]:
     with torch.no_grad():
         codes = module.codebook
     dim = codes.shape[1]
