@@ -3,6 +3,8 @@
 #   make demo            photos -> tokens -> photos, on the shipped photos and VAE; results in runs/demo/
 #   make test            the test suite
 #   make check           lint, format, spelling and types (pre-commit runs the same)
+#   make check-clang     every C++ file passes the syntax check of clang++ (CLANGXX=clang++-18 to name one)
+#   make check-ubsan     kernel tests on a build with gcc's undefined-behavior sanitizer
 #   make bench           measure (wants '.[bench]' for the peers); rows go to benchmarks/results/
 #   make soak            10^10 pairs: no wrong index
 #   make bench-gpu       the same on a CUDA device: correctness first, at most ten minutes
@@ -11,7 +13,7 @@
 TORCH ?= 2.13.0
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu')
 TEXTS := $(wildcard *.md *.toml *.py Makefile THIRD_PARTY_NOTICES) revq revq_kernels csrc benchmarks tests scripts docs
-SOURCES := pyproject.toml setup.py $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.inl)
+SOURCES := pyproject.toml setup.py $(CSRC)
 
 ifeq ($(origin PY), undefined)
 PY := .venv/bin/python
@@ -22,7 +24,7 @@ READY := active-environment
 MODELS := active-environment-drop-in
 endif
 
-.PHONY: demo test check bench bench-gpu soak clean active-environment active-environment-drop-in
+.PHONY: demo test check check-clang check-ubsan bench bench-gpu soak clean active-environment active-environment-drop-in
 
 demo: $(READY)
 	$(PY) -m revq demo
@@ -37,6 +39,37 @@ check: $(READY)
 	$(PY) -c "import clang_format; clang_format.clang_format()" --dry-run --Werror $(CSRC)
 	$(PY) -m codespell_lib $(TEXTS)
 	$(PY) -m mypy
+
+# The newest clang++ on the path, with all clones: clang finds what gcc accepts.  The include paths are torch's and pybind11's.
+CLANGXX ?= $(shell for name in clang++ $$(seq -f clang++-%g 30 -1 12); do command -v $$name && break; done)
+INCLUDES = $(shell $(PY) -c 'import sysconfig, pybind11; from torch.utils.cpp_extension import include_paths; \
+  print(*("-isystem " + path for path in [*include_paths(), pybind11.get_include(), sysconfig.get_path("include")]))')
+
+check-clang: $(READY)
+	@test -n "$(CLANGXX)" || { echo "make check-clang: no clang++ found; install clang, or pass CLANGXX=<path>"; exit 1; }
+	@$(CLANGXX) --version | head -1
+	@includes='$(INCLUDES)'; for file in $$(find csrc -name '*.cpp' | sort); do \
+	  $(CLANGXX) -std=c++20 -ffp-contract=off -Wall -Werror -fsyntax-only -Icsrc $$includes $$file || exit 1; done
+	@echo "clang++ accepts $$(find csrc -name '*.cpp' | wc -l) files"
+
+# A build of its own; its reports go to a file, because tests capture what is printed.  The sanitizer of virtual tables
+# needs symbols of the executable, which is Python.
+UBSAN := build/ubsan
+UBSAN_TESTS := $(addprefix tests/kernels/test_,first_pass.py index.py index_bound.py contract.py count.py gradients.py)
+
+check-ubsan: $(READY)
+	rm -rf $(UBSAN)/lib $(UBSAN)/report.*; mkdir -p $(UBSAN)
+	CFLAGS="-fsanitize=undefined -fno-sanitize=vptr" REVQ_DEV=1 \
+	  $(PY) setup.py -q build --build-temp $(UBSAN)/temp --build-lib $(UBSAN)/lib >$(UBSAN).log 2>&1 \
+	  || { tail -30 $(UBSAN).log; exit 1; }
+	@python=$$($(PY) -c 'import sys; print(sys.executable)') && cd $(UBSAN)/lib \
+	  && $$python -c 'from revq_kernels import native; print("on", native.LIBRARY)' \
+	  && UBSAN_OPTIONS=log_path=$(CURDIR)/$(UBSAN)/report \
+	     $$python -m pytest -p no:cacheprovider -k "not triton" $(addprefix $(CURDIR)/,$(UBSAN_TESTS)); status=$$?; \
+	  if ls $(CURDIR)/$(UBSAN)/report.* >/dev/null 2>&1; then \
+	    grep -h "runtime error" $(CURDIR)/$(UBSAN)/report.* | sort | uniq -c; \
+	    echo "make check-ubsan: undefined behavior"; exit 1; fi; \
+	  exit $$status
 
 bench: $(READY) $(MODELS)
 	$(PY) -m benchmarks.acceptance

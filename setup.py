@@ -28,20 +28,21 @@ except ImportError:  # setuptools < 70.1
     from wheel.bdist_wheel import bdist_wheel
 
 TORCH_2_10 = "0x020a000000000000"
-WALKS = [f"csrc/cpu/index_walk_{isa}.cpp" for isa in ("baseline", "x86_64_v3", "x86_64_v4")]
-INDEX = [*(f"csrc/cpu/index_{part}.cpp" for part in ("build", "fill", "hash", "search", "ops")), *WALKS]
-CLONES = [
-    "csrc/cpu/tile_baseline.cpp",
-    "csrc/cpu/tile_x86_64_v3.cpp",
-    "csrc/cpu/tile_x86_64_v4.cpp",
-    "csrc/cpu/rounded_x86_64_v4.cpp",
-    "csrc/cpu/isa.cpp",
-]
-BLOCK = ["csrc/cpu/block.cpp", "csrc/cpu/direct.cpp", "csrc/cpu/plan.cpp", *CLONES]  # no torch in these
-HEADERS = [str(path) for pattern in ("*/*.h", "*/*.inl") for path in Path("csrc").glob(pattern)]
+ROOT = Path(__file__).resolve().parent
+
+
+def files(*patterns):
+    """Files below csrc, relative to the root and in a stable order."""
+    return [str(path.relative_to(ROOT)) for pattern in patterns for path in sorted((ROOT / "csrc").glob(pattern))]
+
+
+# The window of the tests links the kernels without torch; the library adds the operators, which take tensors.
+KERNELS = files("core/*.cpp", "cpu/search/*.cpp", "cpu/clones/*.cpp")
+OPERATORS = files("cpu/*.cpp", "cpu/index/*.cpp")
+HEADERS = files("**/*.h", "**/*.inl")
+INCLUDE = str(ROOT / "csrc")
 # -ffp-contract=off: gcc would otherwise fuse a product into a sum, which changes the last bit of a distance.
 # No -ffast-math, least of all at link: gcc then switches denormals off for the whole process.
-ROOT = Path(__file__).resolve().parent
 # The prefix map keeps the path of the machine that built a wheel out of its error messages.
 FLAGS = [
     f"-ffile-prefix-map={ROOT}/=",
@@ -68,8 +69,9 @@ def extensions():
     built = [
         CppExtension(
             "revq_kernels._C",
-            ["csrc/cpu/register.cpp", "csrc/cpu/search.cpp", "csrc/cpu/accumulate.cpp", *INDEX, *BLOCK],
+            [*OPERATORS, *KERNELS],
             depends=HEADERS,
+            include_dirs=[INCLUDE],
             py_limited_api=True,  # leaves libtorch_python out
             extra_compile_args=[*FLAGS, f"-DTORCH_TARGET_VERSION={TORCH_2_10}"],
         )
@@ -80,9 +82,9 @@ def extensions():
         built.append(
             CppExtension(
                 "revq_kernels._dev",
-                ["csrc/dev/bindings.cpp", *BLOCK, *WALKS],
+                [*files("dev/*.cpp"), *KERNELS],
                 depends=HEADERS,
-                include_dirs=[pybind11.get_include()],
+                include_dirs=[INCLUDE, pybind11.get_include()],
                 extra_compile_args=FLAGS,
             )
         )

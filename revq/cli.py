@@ -1,25 +1,27 @@
 """The command line: `revq demo | encode | train | reconstruct | tokenize | detokenize | info`.
 
-A verb is a dataclass: its fields are the options, their docstrings the help.  Everything heavy is imported in `run`.
+A verb is a dataclass: its fields are the options, their docstrings the help.  A verb imports what it needs in `run`, so
+that --help and wrong options answer at once.
 """
 
-import argparse
+import ast
 import dataclasses
+import inspect
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, Union, get_type_hints
 
-from revq import recipes
-from revq.allocator import keep_freed_memory
 from revq.config import RunConfig
 from revq.errors import InputError
-from revq.options import ModelOptions, TrainOptions, checked, unchecked
+from revq.recipes import RECIPES
 
 if TYPE_CHECKING:
     import torch
 
+    from revq.data.images import NamedFile
     from revq.tokenizer import Tokenizer
 
 DESCRIPTION = "Turn a frozen image VAE into a VQ-VAE: images to latents, latents to a model, images to tokens and back."
@@ -29,11 +31,11 @@ DESCRIPTION = "Turn a frozen image VAE into a VQ-VAE: images to latents, latents
 class Demo:
     """Train on the shipped photos and show the result, in one or two minutes on two cores.
 
-    Starts afresh each time.  Exits with 1 if the rectifier or the codebooks miss their mark.
+    Starts from the beginning each time.  Exits with 1 if the rectifier or the code use misses its threshold.
     """
 
     out: Path = Path("runs/demo")
-    """Folder for the picture, the plot, the log and the model."""
+    """Folder for the comparison of images, the plot of the losses, the log and the model."""
 
     def run(self) -> int:
         """Run the demo."""
@@ -50,9 +52,9 @@ class Encode:
     """Encode a folder of images to latents on disk."""
 
     images: Path
-    """Folder of images; subfolders count."""
+    """Folder of images, with its subfolders."""
     out: Path
-    """Folder of the new latent store.  An interrupted command goes on from its last finished shard."""
+    """Folder of the new latent store.  An interrupted command resumes after its last finished shard."""
     vae: str = "embedded"
     """The frozen VAE: "embedded", a folder or a Hugging Face id of a diffusers autoencoder."""
     image_size: int = 128
@@ -60,11 +62,11 @@ class Encode:
     crops: int = 0
     """Random crops per image; 0 takes the center crop."""
     seed: int = 0
-    """Of the random crops."""
+    """Seed of the random crops."""
     batch_size: int = 16
     """Images per call of the encoder."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """How latents are stored."""
+    """dtype of the stored latents."""
     device: str = "cpu"
     """Where the VAE runs."""
 
@@ -74,28 +76,93 @@ class Encode:
         from revq.data.images import list_images
         from revq.data.vae import load_vae
 
-        list_images(self.images)  # a wrong folder is told before the VAE takes its seconds
-        vae = load_vae(self.vae, device=_device(self.device))
-        options = {name: getattr(self, name) for name in ("image_size", "out", "crops", "seed", "batch_size", "dtype")}
-        store = encode_folder(self.images, vae, **options)
+        list_images(self.images)  # fail before loading the VAE
+        store = encode_folder(
+            self.images,
+            load_vae(self.vae, device=_device(self.device)),
+            image_size=self.image_size,
+            out=self.out,
+            crops=self.crops,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            dtype=self.dtype,
+        )
         print(f"{self.out}: {len(store)} latents of (C, h, w) = {store.shape}")
         return 0
 
 
+def _options(recipes: dict[str, Any]) -> type:
+    """The fields of a configuration dataclass as options without defaults, for `Train`.
+
+    The result is a `TypedDict` of which every key is optional: parsing gives a dictionary of the options that the user
+    gave and leaves out the others, which the recipe supplies.  The recipe is known only after parsing.
+
+    Args:
+        recipes: the configuration in each recipe, by the recipe's name.  An option's help is the docstring of its field
+            followed by its values in the recipes.
+    """
+    config = type(next(iter(recipes.values())))
+    types, docs = get_type_hints(config), _field_docs(config)
+    options: dict[str, Any] = {}
+    help_lines = []
+    for name in [item.name for item in dataclasses.fields(config)]:
+        values = {recipe: getattr(value, name) for recipe, value in recipes.items()}
+        if dataclasses.is_dataclass(types[name]):
+            options[name], default = _options(values), ""
+        elif len(set(values.values())) == 1:
+            options[name], default = types[name], f"  All recipes: {next(iter(values.values()))}."
+        else:
+            texts = (f"{recipe} {value}" for recipe, value in values.items())
+            options[name], default = types[name], f"  Recipes: {', '.join(texts)}."
+        help_lines.append(f"    {name}: {docs.get(name, '')}{default}")
+    made = TypedDict(f"{config.__name__}Options", options, total=False)  # type: ignore[misc]  # made at run time
+    made.__doc__ = "\n".join([inspect.getdoc(config) or "", "", "Attributes:", *help_lines])
+    return made
+
+
+def _field_docs(config: type) -> dict[str, str]:
+    """The docstring below each field of a dataclass, on one line; Python does not keep them at run time."""
+    try:
+        source = ast.parse(inspect.getsource(config)).body[0]
+    except OSError:  # installed without source files
+        return {}
+    assert isinstance(source, ast.ClassDef)
+    return {
+        field.target.id: " ".join(doc.value.value.split())
+        for field, doc in itertools.pairwise(source.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant) and isinstance(doc.value.value, str)
+    }
+
+
+def _override(config: Any, given: dict[str, Any]) -> Any:
+    """``config`` with the values of ``given``, which holds a dictionary for a nested configuration."""
+    fields = {k: _override(getattr(config, k), v) if isinstance(v, dict) else v for k, v in given.items()}
+    return dataclasses.replace(config, **fields)
+
+
+if TYPE_CHECKING:
+    ModelOptions = dict[str, Any]
+    TrainOptions = dict[str, Any]
+else:
+    ModelOptions = _options({name: recipe().model for name, recipe in RECIPES.items()})
+    TrainOptions = _options({name: recipe().train for name, recipe in RECIPES.items()})
+
+
 @dataclass(frozen=True)
 class Train:
-    """Train a model on latents.  The same command again goes on from its last checkpoint."""
+    """Train a model on latents.  The same command again resumes from its last checkpoint."""
 
     latents: Path
     """The latent store to train on."""
     out: Path
-    """Folder of the run: checkpoint.pt, metrics.jsonl and, in the end, model/."""
+    """Folder of the run: checkpoint.pt, metrics.jsonl and, at the end, model/."""
     validation: Path | None = None
-    """A latent store to judge each epoch on."""
+    """A latent store on which to measure the errors after each epoch."""
     recipe: Literal["demo", "paper_512t", "paper_256t", "paper_256t_large"] = "demo"
-    """Gives all options below their defaults.  The latent shape is the store's."""
-    model: ModelOptions = field(default_factory=ModelOptions)
-    train: TrainOptions = field(default_factory=TrainOptions)
+    """Values of all model and train options that are not given.  The latent shape is the store's."""
+    model: ModelOptions = field(default_factory=dict)
+    train: TrainOptions = field(default_factory=dict)
     device: str = "cpu"
     """Where to train."""
 
@@ -104,9 +171,15 @@ class Train:
         from revq.data.latents import LatentStore
         from revq.train.loop import train
 
-        config = RunConfig(self.recipe, checked(self.model), checked(self.train))
+        store = LatentStore(self.latents)
+        recipe = RECIPES[self.recipe]()
+        config = RunConfig(
+            self.recipe,
+            _override(recipe.model, {"latent_shape": store.shape, **self.model}),
+            _override(recipe.train, self.train),
+        )
         validation = LatentStore(self.validation) if self.validation else None
-        result = train(config, LatentStore(self.latents), self.out, validation=validation, device=_device(self.device))
+        result = train(config, store, self.out, validation=validation, device=_device(self.device))
         used = f"utilization {result.last_epoch.utilization:.2%}, perplexity {result.last_epoch.perplexity:.1f}"
         print(f"{self.out / 'model'}: {result.steps} steps, in the last epoch {used}")
         if result.validation:
@@ -119,7 +192,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Reconstruct:
-    """Draw images beside what the VAE, the tokens and the rectifier make of them."""
+    """Write a picture of images beside their reconstructions: by the VAE, and from tokens without and with rectifier."""
 
     model: str
     """Model folder or Hugging Face id."""
@@ -128,19 +201,18 @@ class Reconstruct:
     out: Path
     """The picture to write, a PNG."""
     vae: str | None = None
-    """Where the model's VAE is, if not where it was."""
+    """Folder or Hugging Face id of the model's VAE, if it is no longer where it was."""
     device: str = "cpu"
     """Where to run."""
 
     def run(self) -> int:
         """Reconstruct."""
-        from revq.data.images import center_crop, load_image, to_pil, to_tensor
-        from revq.data.tokenize import check_output, image_files
+        from revq.data.images import center_crop, image_files, load_image, to_pil, to_tensor
         from revq.eval.evaluate import image_quality, reconstruct
         from revq.eval.report import save_comparison, table
 
         files = image_files(self.images)
-        check_output(self.out, files, ".png")
+        _check_output(self.out, files, ".png")
         tokenizer = _tokenizer(self)
         originals = to_tensor([center_crop(load_image(file.path), tokenizer.image_size) for file in files])
         pictures = reconstruct(tokenizer.model, tokenizer.vae, originals)
@@ -163,7 +235,7 @@ class Tokenize:
     out: Path
     """The token file to write."""
     vae: str | None = None
-    """Where the model's VAE is, if not where it was."""
+    """Folder or Hugging Face id of the model's VAE, if it is no longer where it was."""
     batch_size: int = 16
     """Images per call of the encoder."""
     device: str = "cpu"
@@ -171,30 +243,29 @@ class Tokenize:
 
     def run(self) -> int:
         """Tokenize."""
+        from revq.data.images import image_files
         from revq.data.latents import is_latent_store
-        from revq.data.tokenize import check_output, image_files, tokenize_files
+        from revq.tokenizer import tokenize_files
 
         if len(self.images) == 1 and is_latent_store(self.images[0]):
             return self._run_on_latents()
         files = image_files(self.images)
-        check_output(self.out, files)
+        _check_output(self.out, files)
         count, tokens = tokenize_files(_tokenizer(self), files, self.out, batch_size=self.batch_size)
         print(f"{self.out}: {count} images of {tokens} tokens, {self.out.stat().st_size} bytes")
         return 0
 
     def _run_on_latents(self) -> int:
         from revq.data.latents import LatentStore
-        from revq.data.tokenize import check_output, tokenize_store
-        from revq.model.files import TOKENIZER, model_file
-        from revq.model.revq import ReVQ
-        from revq.tokenizer import read_description
+        from revq.model.revq import TOKENIZER, ReVQ, model_file, read_origin
+        from revq.tokenizer import tokenize_store
 
-        check_output(self.out, [])
+        _check_output(self.out, [])
         store = LatentStore(self.images[0])
-        name, fingerprint, _ = read_description(model_file(self.model, TOKENIZER, None))
-        if store.plan.vae_fingerprint != fingerprint:
+        origin = read_origin(model_file(self.model, TOKENIZER))
+        if store.plan.vae_fingerprint != origin.vae_fingerprint:
             raise InputError(
-                f"{self.images[0]}: its latents are of another VAE ({store.plan.vae}) than the model's ({name})"
+                f"{self.images[0]}: its latents are of another VAE ({store.plan.vae}) than the model's ({origin.vae})"
             )
         model = ReVQ.from_pretrained(self.model, device=_device(self.device))
         count, tokens = tokenize_store(model, store, self.out)
@@ -213,7 +284,7 @@ class Detokenize:
     out: Path
     """New folder for the images, PNG."""
     vae: str | None = None
-    """Where the model's VAE is, if not where it was."""
+    """Folder or Hugging Face id of the model's VAE, if it is no longer where it was."""
     batch_size: int = 16
     """Images per call of the decoder."""
     device: str = "cpu"
@@ -221,10 +292,10 @@ class Detokenize:
 
     def run(self) -> int:
         """Detokenize."""
-        from revq.data.tokenize import detokenize_file
         from revq.data.tokens import load_tokens
+        from revq.tokenizer import detokenize_file
 
-        load_tokens(self.tokens)  # a wrong file is told before the VAE takes its seconds
+        load_tokens(self.tokens)  # fail before loading the VAE
         count = detokenize_file(_tokenizer(self), self.tokens, self.out, batch_size=self.batch_size)
         print(f"{self.out}: {count} images")
         return 0
@@ -232,10 +303,10 @@ class Detokenize:
 
 @dataclass(frozen=True)
 class Info:
-    """Say what a model folder, run, latent store, token file or VAE folder is."""
+    """Describe a model folder, run, latent store, token file or VAE folder."""
 
     path: Path
-    """What to look at; "embedded" is the VAE that comes with revq."""
+    """The folder or file; "embedded" is the VAE that ships with revq."""
 
     def run(self) -> int:
         """Describe."""
@@ -250,14 +321,13 @@ Verb = Demo | Encode | Train | Reconstruct | Tokenize | Detokenize | Info
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit code: 0, 1 if the demo misses its mark, 2 for bad input, 130 on Ctrl-C."""
+    """Run one command line; returns the exit code: 0, 1 if the demo misses a threshold, 2 for bad input, 130 on Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    keep_freed_memory()
     try:
         return _parse(argv).run()
     except ModuleNotFoundError as error:
         return _fail(f"the Python package {error.name} is missing: pip install 'revq[train]'")
-    except (InputError, OSError) as error:  # OSError: no permission, no room on the disk
+    except (InputError, OSError) as error:  # OSError: no permission, disk full
         return _fail(" ".join(str(error).split()))
     except KeyboardInterrupt:
         resumes = argv[:1] in (["encode"], ["train"])
@@ -270,44 +340,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: list[str]) -> Verb:
-    """The verb with its options; tyro itself exits with 2 for a wrong option and with 0 after --help."""
+    """The verb with its options; tyro exits with 2 for a wrong option and with 0 after --help."""
     import tyro
 
-    def verb(kind: type, *config: object, **default: object) -> object:
-        return Annotated[(kind, tyro.conf.subcommand(kind.__name__.lower(), **default), *config)]
+    def verb(kind: type, *config: object) -> object:
+        return Annotated[(kind, tyro.conf.subcommand(kind.__name__.lower()), *config)]
 
-    train = dict(zip(("model", "train"), _recipe_in(argv), strict=True))
-    verbs = (
+    verbs: Any = Union[  # noqa: UP007 - made at run time
         verb(Demo),
         verb(Encode),
-        verb(Train, default=Train(tyro.MISSING, tyro.MISSING, **train)),
+        verb(Train),
         verb(Reconstruct),
         verb(Tokenize),
         verb(Detokenize),
         verb(Info, tyro.conf.PositionalRequiredArgs),
-    )
-    return tyro.cli(Union[verbs], args=argv, prog="revq", description=DESCRIPTION)  # noqa: UP007 - made at run time
-
-
-def _recipe_in(argv: list[str]) -> tuple[ModelOptions, TrainOptions]:
-    """The options of the recipe that ``argv`` names, at the latent shape of the store that it names.
-
-    They are the defaults of all other options of `Train`, so they must be known before these are read.
-    """
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    early.add_argument("--recipe", default="demo")
-    early.add_argument("--latents")
-    try:
-        found, _ = early.parse_known_args(argv)
-    except argparse.ArgumentError:  # tyro tells it better
-        found = early.parse_args([])
-    run = recipes.RECIPES.get(found.recipe, recipes.demo)()
-    model, options = unchecked(run.model), unchecked(run.train)
-    if argv[:1] == ["train"] and found.latents is not None and not {"-h", "--help"} & set(argv):
-        from revq.data.latents import LatentStore
-
-        model = dataclasses.replace(model, latent_shape=LatentStore(found.latents).shape)
-    return model, options
+    ]
+    return tyro.cli(verbs, args=argv, prog="revq", description=DESCRIPTION)
 
 
 def _tokenizer(verb: Reconstruct | Tokenize | Detokenize) -> "Tokenizer":
@@ -324,6 +372,20 @@ def _device(name: str) -> "torch.device":
     except (RuntimeError, AssertionError) as error:  # unknown names, missing drivers and builds without CUDA
         raise InputError(f"device: expected cpu or an accelerator of this machine, got {name!r} ({error})") from None
     return torch.device(name)
+
+
+def _check_output(out: Path, files: "Sequence[NamedFile]", suffix: str | None = None) -> None:
+    """Reject, before any work is done, an output file that cannot be written or is one of the inputs.
+
+    Raises:
+        InputError: naming the file.
+    """
+    if out.is_dir():
+        raise InputError(f"{out}: expected a file to write, found a folder")
+    if out.exists() and any(out.samefile(file.path) for file in files):
+        raise InputError(f"{out}: expected a file to write, got one of the images that are read")
+    if suffix and out.suffix.lower() != suffix:
+        raise InputError(f"{out}: expected a name that ends in {suffix}")
 
 
 def _fail(message: str) -> int:

@@ -1,6 +1,8 @@
-"""What a run is: frozen dataclasses, checked when they are made, written to and read from JSON.
+"""Configurations of a model and of a training run: frozen dataclasses, written to and read from JSON.
 
-Recipes (``revq/recipes.py``) are functions that return a `RunConfig`; the command line overrides single fields.
+Making or changing one checks nothing, because a field is often changed before the fields that it depends on.  Whatever
+takes a configuration calls its ``validate`` first: `revq.ReVQ`, `revq.train.train`, `from_pretrained` and the command line.
+Recipes (``revq/recipes.py``) are functions that return a `RunConfig`.
 """
 
 import dataclasses
@@ -13,25 +15,32 @@ from revq.errors import InputError
 
 @dataclass(frozen=True)
 class RectifierConfig:
-    """The network g of the paper's Eq. 3 that undoes quantization error in the latent (Table 4 names the kinds)."""
+    """The network g of the paper's Eq. 3, which reduces the quantization error of a latent (Table 4 names the kinds)."""
 
     kind: Literal["efficientvit", "cnn", "mlp", "identity"] = "efficientvit"
+    """Architecture; ``identity`` has no parameters."""
     width: int = 512
-    """Channels inside the rectifier; for EfficientViT a multiple of 32 (its head size)."""
+    """Channels inside the rectifier; for EfficientViT a multiple of 32, its head size."""
     layers: int = 3
+    """Blocks."""
     form: Literal["absolute", "residual"] = "absolute"
     """``absolute``, as released, predicts the latent itself.  ``residual`` adds a correction to its input and starts as
-    the identity (last layer zero): with little data the absolute form makes held-out latents worse, see docs/training.md."""
+    the identity (last layer zero); with little data the absolute form increases the held-out error, see docs/training.md."""
 
-    def __post_init__(self) -> None:
-        _positive(self, "width", "layers")
+    def validate(self) -> None:
+        """Check the fields and how they fit each other.
+
+        Raises:
+            InputError: naming the field.
+        """
+        _require_positive(self, "width", "layers")
         if self.kind == "efficientvit" and self.width % 32:
             raise InputError(f"rectifier width: expected a multiple of 32 for efficientvit, got {self.width}")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a ReVQ model: the latent it reads, how it is cut into tokens, the codebooks and the rectifier."""
+    """Shape of a ReVQ model: the latent it reads, how a latent is split into tokens, the codebooks and the rectifier."""
 
     latent_shape: tuple[int, int, int] = (32, 8, 8)
     """(C, h, w) of one latent of the VAE."""
@@ -42,12 +51,21 @@ class ModelConfig:
     num_groups: int | None = None
     """G, codebooks; None gives every token position its own (G = T)."""
     split: Literal["channel", "space"] = "channel"
-    """How a latent becomes tokens (paper, Table 3): along channels, or position by position."""
+    """How a latent is split into tokens (paper, Table 3): along channels, or position by position."""
     rectifier: RectifierConfig = field(default_factory=RectifierConfig)
+    """The network that reduces the quantization error (Table 4 names the kinds)."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "latent_shape", tuple(self.latent_shape))
-        _positive(self, "num_tokens", "num_codes")
+        object.__setattr__(self, "latent_shape", tuple(self.latent_shape))  # JSON has lists, not tuples
+
+    def validate(self) -> None:
+        """Check the fields and how they fit each other, the rectifier's too.
+
+        Raises:
+            InputError: naming the field.
+        """
+        self.rectifier.validate()
+        _require_positive(self, "num_tokens", "num_codes")
         if len(self.latent_shape) != 3 or min(self.latent_shape) < 1:
             raise InputError(f"latent_shape: expected three positive numbers (C, h, w), got {self.latent_shape}")
         if self.latent_size % self.num_tokens:
@@ -60,12 +78,12 @@ class ModelConfig:
 
     @property
     def latent_size(self) -> int:
-        """Numbers in one latent."""
+        """Elements of one latent, C*h*w."""
         return math.prod(self.latent_shape)
 
     @property
     def code_dim(self) -> int:
-        """d, numbers in one token."""
+        """d, elements of one token."""
         return self.latent_size // self.num_tokens
 
     @property
@@ -81,36 +99,46 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a model is trained (paper, section 4.1; the released code where the two differ, see docs/training.md)."""
+    """How the model is trained (paper, section 4.1; the released code where the two differ, see docs/training.md)."""
 
     epochs: int = 100
+    """Passes over the latent store."""
     batch_size: int = 256
+    """Latents per optimizer step."""
     learning_rate: float = 1e-2
-    """Of the codebook."""
+    """Initial learning rate of the codebook."""
     rectifier_lr_ratio: float = 0.05
-    """Learning rate of the rectifier as a share of the codebook's."""
+    """Learning rate of the rectifier, as a fraction of the codebook's."""
     rectifier_weight_decay: float = 1e-4
+    """Weight decay of the rectifier; the codebook has none."""
     lr_floor: float = 0.05
-    """The exponential schedule multiplies the rate by ``lr_floor ** (1 / epochs)`` after every epoch."""
+    """The exponential schedule multiplies the learning rate by ``lr_floor ** (1 / epochs)`` after every epoch."""
     clip_norm: float = 1.0
-    """Largest gradient norm, of codebook and rectifier each; 0 switches clipping off."""
+    """Largest gradient norm, of the codebook and of the rectifier separately; 0 disables clipping."""
     loss: Literal["separate", "joint"] = "separate"
     """``separate``, as released: the rectifier's loss does not reach the codebook.  ``joint``: the paper's Eq. 4."""
     reset: bool = True
     """Non-activation reset at the end of each epoch (paper, Eq. 2)."""
     reset_pairing: Literal["paper", "release"] = "paper"
+    """Which dead code moves next to which used code: as in the paper, or as in the released code."""
     reset_max_fraction: float = 1.0
-    """Most codes of a codebook that one reset may move; the release moves at most 0.2."""
+    """Largest fraction of a codebook's codes that one reset may move; the release moves at most 0.2."""
     reset_noise: float = 0.1
     """Standard deviation of the noise on a moved code, in units of the normalized latent."""
     init: Literal["data", "normal"] = "data"
-    """First codebook: distinct training vectors, or standard normal noise."""
+    """Initial codebook: distinct training vectors, or standard normal noise."""
     seed: int = 42
+    """Seed of all random numbers of the run."""
     checkpoint_every: int = 0
     """Optimizer steps between checkpoints inside an epoch; 0 writes one at each epoch's end only."""
 
-    def __post_init__(self) -> None:
-        _positive(self, "epochs", "batch_size", "learning_rate", "rectifier_lr_ratio", "lr_floor")
+    def validate(self) -> None:
+        """Check the fields.
+
+        Raises:
+            InputError: naming the field.
+        """
+        _require_positive(self, "epochs", "batch_size", "learning_rate", "rectifier_lr_ratio", "lr_floor")
         for name in ("rectifier_weight_decay", "clip_norm", "reset_noise", "checkpoint_every"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}: expected a number >= 0, got {getattr(self, name)}")
@@ -128,6 +156,15 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    def validate(self) -> None:
+        """Check the model's and the training's configuration.
+
+        Raises:
+            InputError: naming the field.
+        """
+        self.model.validate()
+        self.train.validate()
+
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The plain JSON form of a configuration dataclass."""
@@ -138,17 +175,19 @@ def model_config_from_dict(values: dict[str, Any]) -> ModelConfig:
     """Rebuild a `ModelConfig` from `to_dict`'s form.
 
     Raises:
-        InputError: for an unknown or ill-typed field, naming it.
+        InputError: for an unknown or ill-typed field, or fields that do not fit each other, naming the field.
     """
     try:
         values = dict(values)
         rectifier = RectifierConfig(**values.pop("rectifier", {}))
-        return ModelConfig(**values, rectifier=rectifier)
+        config = ModelConfig(**values, rectifier=rectifier)
+        config.validate()
     except TypeError as error:
         raise InputError(f"model configuration: {error}") from None
+    return config
 
 
-def _positive(config: Any, *names: str) -> None:
+def _require_positive(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if not isinstance(value, int | float) or not value > 0:

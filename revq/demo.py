@@ -1,7 +1,7 @@
-"""The demo: from the shipped photos to tokens and back in one or two minutes on two CPU cores.
+"""The demo: trains a tokenizer on the shipped photos in one or two minutes on two CPU cores, and measures it.
 
-It trains on random crops of the training photos and judges on center crops of photos that gave no training crop; these
-influence nothing but the report.
+It trains on random crops of the training photos and measures on center crops of the held-out photos; training does not
+depend on the held-out photos.
 """
 
 import json
@@ -9,42 +9,40 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-import revq_kernels
-from revq import recipes
+from revq import assets, recipes
 from revq.config import RunConfig, to_dict
 from revq.data.atomic import atomic_file
 from revq.data.encode import encode_folder
+from revq.data.images import center_crop, load_image, to_pil, to_tensor
+from revq.data.vae import FrozenVAE, load_vae
 from revq.errors import InputError
 from revq.eval.evaluate import Reconstructions, code_use, image_quality, latent_errors, reconstruct
 from revq.eval.report import pairs, save_comparison, save_loss_plot, table
+from revq.model.revq import ReVQ
 from revq.train.loop import train
 from revq.train.track import read_records
-from revq_kernels.nn.layout import split_tokens
-
-if TYPE_CHECKING:
-    from revq.data.vae import FrozenVAE
-    from revq.model.revq import ReVQ
+from revq_kernels import explain, split_tokens
 
 LEAST_GAIN = 0.02
-"""The rectifier must lower the held-out latent error by this share."""
+"""The rectifier must reduce the held-out latent error by at least this fraction."""
 LEAST_UTILIZATION = 0.97
-"""This share of the codes must be chosen in one pass over the training latents."""
+"""At least this fraction of the codes must be chosen in one pass over the training latents."""
 
 _WRITES = ("latents", "checkpoint.pt", "metrics.jsonl", "model", "comparison.png", "loss.png", "demo.json")
-_SHOWN = 8  # photos in the picture
+_SHOWN = 8  # photos in comparison.png
 
 
 class DemoResult(NamedTuple):
-    """What `demo` found."""
+    """What `demo` measured."""
 
     numbers: dict[str, Any]
-    """As in ``demo.json``."""
+    """The measurements, as in ``demo.json``."""
     failures: list[str]
-    """A line for each threshold that was missed; empty when all is well."""
+    """One line for each threshold that was missed; empty on success."""
 
 
 def demo(
@@ -53,33 +51,30 @@ def demo(
     config: RunConfig | None = None,
     crops: int = 8192,
     image_size: int = 128,
-    vae: "FrozenVAE | None" = None,
+    vae: FrozenVAE | None = None,
     photos: Sequence[Path] | None = None,
     held_out: Sequence[Path] | None = None,
     progress: bool = True,
 ) -> DemoResult:
     """Run the demo, print its report and write ``comparison.png, loss.png, metrics.jsonl, demo.json, model/, latents/``.
 
-    Called again, also after an interruption, it starts afresh and replaces what the earlier demo wrote.
+    Every call starts from the beginning, also after an interruption, and replaces the files of an earlier demo.
 
     Args:
         out: folder to write to.
-        config: the run; `recipes.demo` unless given.
-        crops: training crops, at least; rounded up to equally many per photo.
+        config: the run; default `recipes.demo`.
+        crops: number of training crops; rounded up to the same number per photo.
         image_size: side of a crop in pixels.
-        vae: the VAE; the embedded one unless given.
-        photos: training photos; the shipped ones unless given.
-        held_out: photos to judge on; the shipped ones unless given.
+        vae: the VAE; default the embedded one.
+        photos: training photos; default the shipped ones.
+        held_out: photos to measure on; default the shipped ones.
         progress: show bars.
 
     Raises:
-        InputError: if ``out`` holds files that no demo wrote.
+        InputError: if the configuration is invalid, or ``out`` holds files that no demo wrote.
     """
-    from revq import assets
-    from revq.data.images import center_crop, load_image, to_tensor
-    from revq.data.vae import load_vae
-
     config, out = config or recipes.demo(), Path(out)
+    config.validate()
     photos = list(assets.train_photos() if photos is None else photos)
     held_out = list(assets.held_out_photos() if held_out is None else held_out)
     _make_room(out, config)
@@ -93,17 +88,26 @@ def demo(
         f"Encoding {per_photo * len(photos)} random crops of {len(photos)} photos, {image_size} px, with {vae.class_name}"
     )
     with clock("encode"):
-        common = {"image_size": image_size, "batch_size": 32, "progress": progress}
-        store = encode_folder(photos, vae, out=out / "latents" / "train", crops=per_photo, **common)
-        judged = encode_folder(held_out, vae, out=out / "latents" / "held_out", **{**common, "progress": False})
+        store = encode_folder(
+            photos,
+            vae,
+            image_size=image_size,
+            out=out / "latents" / "train",
+            crops=per_photo,
+            batch_size=32,
+            progress=progress,
+        )
+        held_out_store = encode_folder(
+            held_out, vae, image_size=image_size, out=out / "latents" / "held_out", batch_size=32, progress=False
+        )
 
     model = config.model
     print(f"Training {model.groups} codebooks of {model.num_codes} codes for {config.train.epochs} epochs")
     with clock("train"):
-        trained = train(config, store, out, validation=judged, progress=progress).model
+        trained = train(config, store, out, validation=held_out_store, progress=progress).model
 
     with clock("evaluate"):
-        use, errors = code_use(trained, store), latent_errors(trained, judged)
+        use, errors = code_use(trained, store), latent_errors(trained, held_out_store)
         originals = to_tensor([center_crop(load_image(path), image_size) for path in held_out])
         pictures = reconstruct(trained, vae, originals)
         quality = image_quality(pictures)
@@ -112,7 +116,7 @@ def demo(
     numbers = {
         "vae": vae.name,
         "training_crops": len(store),
-        "held_out_photos": len(judged),
+        "held_out_photos": len(held_out_store),
         "quality": {name: value._asdict() for name, value in quality.items()},
         "latent_mse_quantized": errors.quantized,
         "latent_mse_rectified": errors.rectified,
@@ -121,7 +125,7 @@ def demo(
         "num_tokens": model.num_tokens,
         "num_codes": model.num_codes,
         "bits_per_image": model.bits_per_sample,
-        "kernel": _kernel(trained, judged.rows([0])),
+        "kernel": _kernel(trained, held_out_store.rows([0])),
         "threads": torch.get_num_threads(),
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
     }
@@ -145,7 +149,7 @@ def _failures(numbers: dict[str, Any]) -> list[str]:
 
 
 def _report(numbers: dict[str, Any], image_size: int) -> str:
-    """The two tables."""
+    """The two tables that are printed: image quality, and properties of the run."""
     mse = {"quantized": numbers["latent_mse_quantized"], "rectified": numbers["latent_mse_rectified"]}
     labels = {"vae": "VAE alone", "quantized": "quantized", "rectified": "quantized and rectified"}
     rows = [
@@ -157,7 +161,7 @@ def _report(numbers: dict[str, Any], image_size: int) -> str:
         ("rectifier", f"{numbers['rectifier_gain']:.1%} less held-out latent MSE"),
         (
             "codebook utilization",
-            f"{numbers['utilization']:.2%} of the codes, {numbers['lowest_utilization']:.1%} in the worst book",
+            f"{numbers['utilization']:.2%} of the codes, {numbers['lowest_utilization']:.1%} in the worst codebook",
         ),
         ("codebook perplexity", f"{numbers['perplexity']:.1f} of {numbers['num_codes']}"),
         ("tokens per image", f"{numbers['num_tokens']}"),
@@ -171,10 +175,8 @@ def _report(numbers: dict[str, Any], image_size: int) -> str:
 
 
 def _draw(out: Path, pictures: Reconstructions) -> None:
-    from revq.data.images import to_pil
-
     count = len(pictures.original)
-    shown = sorted({count * place // _SHOWN for place in range(_SHOWN)})  # spread over all photos
+    shown = sorted({count * place // _SHOWN for place in range(_SHOWN)})  # evenly spaced, because neighbors are alike
     labels = ("original", "VAE", "quantized", "rectified")
     save_comparison(
         out / "comparison.png", [(label, to_pil(images[shown])) for label, images in zip(labels, pictures, strict=True)]
@@ -182,30 +184,28 @@ def _draw(out: Path, pictures: Reconstructions) -> None:
     save_loss_plot(out / "loss.png", read_records(out / "metrics.jsonl"))
 
 
-def _kernel(model: "ReVQ", latents: torch.Tensor) -> str:
-    """Which implementation searches these latents, and why."""
+def _kernel(model: ReVQ, latents: torch.Tensor) -> str:
+    """The implementation that searches these latents, and the reason."""
     tokens = split_tokens(model.normalizer.normalize(latents), model.config.code_dim, model.config.split)
-    return str(
-        revq_kernels.explain(tokens.reshape(-1, model.config.groups, model.config.code_dim), model.quantizer.codebook)
-    )
+    return str(explain(tokens.reshape(-1, model.config.groups, model.config.code_dim), model.quantizer.codebook))
 
 
 def _make_room(out: Path, config: RunConfig) -> None:
-    """Remove what an earlier demo wrote to ``out`` and mark the folder as a demo's; touch nobody else's files."""
+    """Remove the files of an earlier demo from ``out`` and mark the folder as a demo's; keep all other files."""
     present = [out / name for name in _WRITES if (out / name).exists()]
     if present and not (out / "demo.json").is_file():
         raise InputError(
             f"{out}: expected a new folder or an earlier demo's, but it holds {present[0].name} of another origin"
         )
     for path in present:
-        if path.name != "demo.json":  # the mark stays until it is replaced
+        if path.name != "demo.json":  # the mark, which is replaced below
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     with atomic_file(out / "demo.json") as path:
         path.write_text(json.dumps({"demo": to_dict(config)}, indent=1) + "\n")
 
 
 class _Clock:
-    """``with clock("stage")`` notes the wall seconds of a stage."""
+    """``with clock("stage")`` records the wall time of a stage in seconds."""
 
     def __init__(self, seconds: dict[str, float]) -> None:
         self._seconds, self._name, self._start = seconds, "", 0.0

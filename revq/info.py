@@ -1,15 +1,20 @@
-"""`revq info PATH`: what a folder or file is, and its sizes."""
+"""`revq info PATH`: the kind of a folder or file, and its sizes."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from revq.config import ModelConfig
 from revq.errors import InputError
 from revq.eval.report import pairs
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 def describe(path: str | Path) -> str:
-    """A few lines about a model folder, a run's folder, a latent store, a token file or a VAE's folder.
+    """Describe a model folder, a run's folder, a latent store, a token file or a VAE's folder in a few lines.
 
     Raises:
         InputError: if it is missing, damaged, or none of these.
@@ -79,9 +84,7 @@ def _vae(path: Path) -> list[tuple[str, str]]:
 
 def _model(path: Path) -> list[tuple[str, str]]:
     from revq.eval.evaluate import summarize_count
-    from revq.model.files import TOKENIZER
-    from revq.model.revq import ReVQ
-    from revq.tokenizer import read_description
+    from revq.model.revq import TOKENIZER, ReVQ, read_origin
 
     model = ReVQ.from_pretrained(path)
     facts = [("ReVQ model", str(path)), *shape_facts(model.config)]
@@ -92,14 +95,14 @@ def _model(path: Path) -> list[tuple[str, str]]:
             ("utilization", f"{use.utilization:.2%} in the last training epoch, perplexity {use.perplexity:.1f}")
         )
     if (path / TOKENIZER).is_file():
-        vae, fingerprint, image_size = read_description(path / TOKENIZER)
-        facts.append(("VAE", f"{vae}, weights {fingerprint[:12]}"))
-        facts.append(("image size", f"{image_size} px"))
+        origin = read_origin(path / TOKENIZER)
+        facts.append(("VAE", f"{origin.vae}, weights {origin.vae_fingerprint[:12]}"))
+        facts.append(("image size", f"{origin.image_size} px"))
     return facts
 
 
 def _run(path: Path) -> list[tuple[str, str]]:
-    from revq.train.checkpoint import load_checkpoint
+    from revq.train.state import load_checkpoint
 
     state = load_checkpoint(path / "checkpoint.pt")
     try:
@@ -115,11 +118,11 @@ def _run(path: Path) -> list[tuple[str, str]]:
 
 
 def shape_facts(config: ModelConfig) -> list[tuple[str, str]]:
-    """The lines that a `ModelConfig` gives."""
+    """Names and values that describe a `ModelConfig`."""
     rectifier = config.rectifier
     return [
         ("latent", f"(C, h, w) = {config.latent_shape}"),
-        ("tokens per sample", f"T = {config.num_tokens} of d = {config.code_dim} numbers, {config.split} split"),
+        ("tokens per sample", f"T = {config.num_tokens} of d = {config.code_dim}, {config.split} split"),
         ("codebooks", f"G = {config.groups}"),
         ("codes per codebook", f"K = {config.num_codes}"),
         ("bits per sample", f"{config.bits_per_sample}"),
@@ -127,5 +130,5 @@ def shape_facts(config: ModelConfig) -> list[tuple[str, str]]:
     ]
 
 
-def _count(parameters) -> str:
+def _count(parameters: "Iterable[Tensor]") -> str:
     return f"{sum(parameter.numel() for parameter in parameters):,}"

@@ -1,4 +1,4 @@
-"""The progress bar of long stages."""
+"""Separate because encoding, training and tokenizing share it and tqdm loads on first use: the progress bar."""
 
 from typing import TYPE_CHECKING
 
@@ -7,9 +7,15 @@ if TYPE_CHECKING:
 
 
 def progress_bar(what: str, unit: str, total: int, *, done: int = 0, show: bool = True, scale: bool = False) -> "tqdm":
-    """A bar on stderr over ``total`` units, of which an earlier call has ``done`` some; silent unless ``show``.
+    """A progress bar on stderr; prints nothing unless ``show``.
 
-    Its rate is in units per second; ``scale`` writes large numbers short, as 512k.
+    Args:
+        what: label in front of the bar.
+        unit: name of one unit of work; the rate is shown in units per second.
+        total: units of the whole task.
+        done: units that an earlier, interrupted call has finished.
+        show: False disables the bar.
+        scale: abbreviate large counts, such as 512k.
     """
     from tqdm import tqdm
 

@@ -1,21 +1,27 @@
-"""Images to tokens and back: a ReVQ model together with the VAE whose latents it was trained on."""
+"""Images to tokens and back: a ReVQ model together with its VAE, for tensors, image files and token files."""
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from revq.data.images import center_crop, to_tensor
+from revq.data.atomic import atomic_folder
+from revq.data.images import NamedFile, center_crop, load_image, to_pil, to_tensor
+from revq.data.latents import LatentStore
+from revq.data.tokens import load_tokens, save_tokens
 from revq.data.vae import FrozenVAE, load_vae
 from revq.errors import InputError
-from revq.model.files import TOKENIZER, model_file, model_folder, write_model
-from revq.model.revq import ReVQ
+from revq.model.revq import TOKENIZER, LatentOrigin, ReVQ, model_file, read_origin, save_model
+from revq.progress import progress_bar
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+_LATENTS_PER_SEARCH = 256
+"""Several encoder batches share one search: a search reads all codebooks once, however many latents it is for."""
 
 
 class Tokenizer:
@@ -27,7 +33,7 @@ class Tokenizer:
         image_size: side of the images, in pixels.
 
     Raises:
-        InputError: if the VAE's latents of such images are not what the model reads.
+        InputError: if the VAE's latents of such images do not have the shape that the model reads.
     """
 
     def __init__(self, model: ReVQ, vae: FrozenVAE, image_size: int) -> None:
@@ -51,35 +57,32 @@ class Tokenizer:
         """Load what `save_pretrained` wrote.
 
         Args:
-            vae: the VAE, or its folder or hub id, if it is not to be found under the name that was saved.
+            vae: the VAE, or its folder or hub id, if it is no longer available under the name that was saved.
             revision: branch, tag or commit of a hub repository.
 
         Raises:
-            InputError: if files are missing or damaged, or the VAE has other weights than the one that was saved.
+            InputError: if files are missing or damaged, or the VAE's weights differ from the one that was saved.
         """
         path = model_file(folder_or_hub_id, TOKENIZER, revision)
-        name, fingerprint, image_size = read_description(path)
+        origin = read_origin(path)
         if vae is None:
-            vae = name
+            vae = origin.vae
         if not isinstance(vae, FrozenVAE):
             vae = load_vae(vae, device=device)
-        if vae.fingerprint != fingerprint:
+        if vae.fingerprint != origin.vae_fingerprint:
             raise InputError(
-                f"{path}: made with a VAE of fingerprint {fingerprint[:12]}..., "
+                f"{path}: made with a VAE of fingerprint {origin.vae_fingerprint[:12]}..., "
                 f"but {vae.name} has {vae.fingerprint[:12]}...: its weights are others"
             )
-        return cls(ReVQ.from_pretrained(folder_or_hub_id, revision=revision, device=device), vae, image_size)
+        return cls(ReVQ.from_pretrained(folder_or_hub_id, revision=revision, device=device), vae, origin.image_size)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model's files and tokenizer.json (the VAE's name and fingerprint, not its weights), atomically.
 
         Raises:
-            InputError: if the folder holds files that are no part of a model folder.
+            InputError: if the folder holds files that do not belong to a model folder.
         """
-        description = {"vae": self.vae.name, "vae_fingerprint": self.vae.fingerprint, "image_size": self.image_size}
-        with model_folder(folder) as new:
-            write_model(self.model, new)
-            (new / TOKENIZER).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        save_model(self.model, folder, LatentOrigin(self.vae.name, self.vae.fingerprint, self.image_size))
 
     def encode(self, images: "Tensor | Sequence[Image]") -> Tensor:
         """Tokens int64 ``[B, T]`` of images.
@@ -90,7 +93,7 @@ class Tokenizer:
         Raises:
             InputError: for a tensor of another shape or dtype, or no image.
         """
-        return self.model.encode_latents(self.latents(images).to(self._model_device))
+        return self.model.encode_latents(self.latents(images).to(self.model.device))
 
     def latents(self, images: "Tensor | Sequence[Image]") -> Tensor:
         """The VAE's latents float32 ``[B, C, h, w]`` of images as for `encode`."""
@@ -99,7 +102,7 @@ class Tokenizer:
     def decode(self, indices: Tensor) -> Tensor:
         """Images float32 ``[B, 3, image_size, image_size]`` in [-1, 1] of tokens ``[B, T]``.
 
-        Equal tokens in an equal batch give equal bits on one machine with one number of threads.
+        The same batch of tokens gives the same bits on one machine with one number of threads.
 
         Raises:
             InputError: for tokens of another shape or dtype, or out of range.
@@ -110,10 +113,6 @@ class Tokenizer:
         """``decode(encode(images))``."""
         return self.decode(self.encode(images))
 
-    @property
-    def _model_device(self) -> torch.device:
-        return self.model.quantizer.codebook.device
-
     def _batch(self, images: "Tensor | Sequence[Image]") -> Tensor:
         if not isinstance(images, Tensor):
             return to_tensor([center_crop(image, self.image_size) for image in images])
@@ -123,14 +122,114 @@ class Tokenizer:
         return images
 
 
-def read_description(path: Path) -> tuple[str, str, int]:
-    """The VAE's name and fingerprint, and the image size, of a tokenizer.json.
+def tokenize_files(
+    tokenizer: Tokenizer, files: Sequence[NamedFile], out: str | Path, *, batch_size: int = 16, progress: bool = True
+) -> tuple[int, int]:
+    """Write the tokens of images as a token file (see `revq.data.tokens`), atomically; returns (images, tokens per image).
 
     Raises:
-        InputError: if the file is damaged.
+        InputError: for a missing or damaged image.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return str(values["vae"]), str(values["vae_fingerprint"]), int(values["image_size"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: expected JSON with vae, vae_fingerprint and image_size ({error!r})") from error
+    _check_batch_size(batch_size)
+
+    def latents() -> Iterator[Tensor]:
+        for start in range(0, len(files), batch_size):
+            yield tokenizer.latents([load_image(file.path) for file in files[start : start + batch_size]])
+
+    return _tokenize(tokenizer.model, latents(), [file.name for file in files], out, progress)
+
+
+def tokenize_store(model: ReVQ, store: LatentStore, out: str | Path, *, progress: bool = True) -> tuple[int, int]:
+    """Write the tokens of stored latents as a token file, atomically; returns (latents, tokens per latent).
+
+    A latent has the name of its image, followed by the number of the crop if an image has several.
+
+    Raises:
+        InputError: if the latents do not have the model's shape.
+    """
+    sources, crops = store.plan.sources, store.plan.crops
+    names = [f"{source}.{crop}" for source in sources for crop in range(crops)] if crops > 1 else list(sources)
+    return _tokenize(model, store.batches(_LATENTS_PER_SEARCH), names, out, progress)
+
+
+def detokenize_file(
+    tokenizer: Tokenizer, path: str | Path, out: str | Path, *, batch_size: int = 16, progress: bool = True
+) -> int:
+    """Write the images of a token file as PNGs into the new folder ``out``, whole or not at all; returns how many.
+
+    Raises:
+        InputError: if the file is missing, damaged or of another model, or ``out`` holds files.
+    """
+    _check_batch_size(batch_size)
+    file, model = load_tokens(path), tokenizer.model
+    expected = (model.config.num_tokens, model.config.num_codes)
+    if (file.indices.shape[1], file.num_codes) != expected:
+        raise InputError(
+            f"{path}: expected T={expected[0]} tokens of K={expected[1]} codes as the model has, "
+            f"got T={file.indices.shape[1]} of K={file.num_codes}"
+        )
+    if file.model and file.model != token_fingerprint(model):
+        raise InputError(
+            f"{path}: made with another model (codes {file.model[:12]}..., this one has {token_fingerprint(model)[:12]}...)"
+        )
+    names = _image_names(file.names, path)
+    with atomic_folder(out, frozenset()) as folder, progress_bar("decode", "image", len(names), show=progress) as bar:
+        for start in range(0, len(names), batch_size):
+            images = to_pil(tokenizer.decode(file.indices[start : start + batch_size]))
+            for name, image in zip(names[start : start + batch_size], images, strict=True):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                image.save(folder / name)
+                bar.update()
+    return len(names)
+
+
+def token_fingerprint(model: ReVQ) -> str:
+    """SHA-256 of the codebook and the normalizer, which define what a token means.
+
+    The rectifier is left out: a token file stays valid when the rectifier is trained again.
+    """
+    digest = hashlib.sha256()
+    for tensor in (model.quantizer.codebook, model.normalizer.mean, model.normalizer.std):
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _tokenize(
+    model: ReVQ, batches: Iterable[Tensor], names: list[str], out: str | Path, progress: bool
+) -> tuple[int, int]:
+    """Write the tokens of latents ``[B, C, h, w]`` as a token file; the batches hold one latent per name."""
+    tokens_per_sample = model.config.num_tokens
+    parts: list[Tensor] = []
+    pending: list[Tensor] = []
+
+    def search_pending() -> None:
+        if pending:
+            parts.append(model.encode_latents(torch.cat(pending).to(model.device)).cpu())
+            bar.update(len(parts[-1]) * tokens_per_sample)
+            pending.clear()
+
+    with progress_bar("tokenize", "token", len(names) * tokens_per_sample, show=progress, scale=True) as bar:
+        for latents in batches:
+            pending.append(latents)
+            if sum(map(len, pending)) >= _LATENTS_PER_SEARCH:
+                search_pending()
+        search_pending()
+    indices = torch.cat(parts)
+    save_tokens(out, indices, model.config.num_codes, names=names, model=token_fingerprint(model))
+    return indices.shape[0], indices.shape[1]
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise InputError(f"batch_size: expected a number >= 1, got {batch_size}")
+
+
+def _image_names(names: Sequence[str], source: str | Path) -> list[str]:
+    """Names of the PNGs, inside the output folder and all different: a.jpg becomes a.png, or a.jpg.png on a collision."""
+    for name in names:
+        if not PurePosixPath(name).name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise InputError(f"{source}: expected names of files inside a folder, got {name!r}")
+    short = [PurePosixPath(name).with_suffix(".png").as_posix() for name in names]
+    long = [name + ".png" for name in names]
+    numbered = [f"{row:06d}-{PurePosixPath(name).stem}.png" for row, name in enumerate(names)]
+    return next((unique for unique in (short, long) if len(set(unique)) == len(unique)), numbered)

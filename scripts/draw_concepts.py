@@ -1,4 +1,4 @@
-"""Draws docs/method.svg, the picture that docs/concepts.md is written around.
+"""Draw docs/method.svg, the figure of docs/concepts.md.
 
 python scripts/draw_concepts.py
 """
@@ -12,18 +12,18 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 matplotlib.use("Agg")
 matplotlib.rcParams.update({"svg.hashsalt": "revq", "svg.fonttype": "path", "font.size": 8})
 
-INK, FROZEN, LEARNT, DATA = "#22313f", "#dfe6ea", "#ffe3b3", "#ffffff"
+INK, FROZEN, LEARNED, DATA = "#22313f", "#dfe6ea", "#ffe3b3", "#ffffff"
 OUT = Path(__file__).parent.parent / "docs" / "method.svg"
 
 
 def box(ax, x, y, width, text, color, height=0.9):
-    """A stage."""
+    """Draw one stage as a box."""
     ax.add_patch(FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0.03", fc=color, ec=INK, lw=1))
     ax.text(x + width / 2, y + height / 2, text, ha="center", va="center", color=INK)
 
 
 def arrow(ax, start, end, text="", style="-|>", dashed=False, above=0.12):
-    """From one stage to the next."""
+    """Draw an arrow from one stage to the next."""
     line = "--" if dashed else "-"
     ax.add_patch(FancyArrowPatch(start, end, arrowstyle=style, mutation_scale=11, color=INK, lw=1, linestyle=line))
     if text:
@@ -31,14 +31,14 @@ def arrow(ax, start, end, text="", style="-|>", dashed=False, above=0.12):
 
 
 def pipeline(ax):
-    """The upper row: an image to tokens and back."""
+    """Draw the upper row: an image to tokens and back."""
     stages = [
         (0.0, 1.35, "VAE encoder\n(frozen)", FROZEN),
         (2.35, 1.35, "normalize", FROZEN),
         (4.7, 1.35, "channel split", DATA),
-        (7.05, 1.6, "nearest code\nT codebooks", LEARNT),
+        (7.05, 1.6, "nearest code\nT codebooks", LEARNED),
         (9.65, 1.35, "merge", DATA),
-        (12.0, 1.35, "rectifier g,\ndenormalize", LEARNT),
+        (12.0, 1.35, "rectifier g,\ndenormalize", LEARNED),
         (14.35, 1.35, "VAE decoder\n(frozen)", FROZEN),
     ]
     y = 3.4
@@ -63,7 +63,7 @@ def pipeline(ax):
             linestyle="--",
         )
     )
-    ax.text(6.6, y + 1.52, "loss 1: moves the codes", ha="center", fontsize=8, color="#b3541e")
+    ax.text(6.6, y + 1.52, "loss 1: codebooks", ha="center", fontsize=8, color="#b3541e")
     ax.add_patch(
         FancyArrowPatch(
             (3.0, y + 0.95),
@@ -76,11 +76,11 @@ def pipeline(ax):
             linestyle="--",
         )
     )
-    ax.text(9.9, y + 1.98, "loss 2: moves the rectifier", ha="center", fontsize=8, color="#1e6fb3")
+    ax.text(9.9, y + 1.98, "loss 2: rectifier", ha="center", fontsize=8, color="#1e6fb3")
 
 
 def split(ax):
-    """Lower left: a latent channel is cut into half rows."""
+    """Draw the lower left: a latent channel is split into half rows."""
     x, y, cell = 0.2, 0.15, 0.2
     for row in range(8):
         for half in range(2):
@@ -89,8 +89,8 @@ def split(ax):
     ax.text(
         x + 2.0,
         y + 1.25,
-        "channel split: each of the 32 channels (8 x 8)\nis cut into 16 half rows of d = 4 numbers:\n"
-        "512 tokens, and each token position\nhas a codebook of its own",
+        "channel split: each of the 32 channels (8 x 8)\nis split into 16 half rows of d = 4 elements:\n"
+        "512 tokens, and each token position\nhas its own codebook",
         va="center",
         fontsize=8,
         color=INK,
@@ -98,17 +98,19 @@ def split(ax):
 
 
 def reset(ax):
-    """Lower right: dead codes move next to busy ones."""
+    """Draw the lower right: dead codes move next to used ones."""
     x, y = 9.2, 0.2
     for i, count in enumerate((9, 7, 3, 1, 0, 0)):
-        ax.add_patch(Rectangle((x + i * 0.55, y), 0.38, 0.08 + count * 0.17, fc=LEARNT if count else "#cccccc", ec=INK))
+        ax.add_patch(
+            Rectangle((x + i * 0.55, y), 0.38, 0.08 + count * 0.17, fc=LEARNED if count else "#cccccc", ec=INK)
+        )
         ax.text(x + i * 0.55 + 0.19, y - 0.17, str(count), ha="center", fontsize=7, color=INK)
     for dead, busy, top in ((5, 0, 1.75), (4, 1, 1.4)):
         arrow(ax, (x + dead * 0.55 + 0.19, y + 0.15), (x + busy * 0.55 + 0.25, y + top), style="-|>", dashed=True)
     ax.text(
         x + 3.7,
         y + 0.95,
-        "reset, once an epoch: a code that nothing\nchose moves next to the busiest, plus noise\n"
+        "reset, once per epoch: a code that was never\nchosen moves next to the most used, plus noise\n"
         "(numbers: how often each code was chosen)",
         va="center",
         fontsize=8,
@@ -122,7 +124,7 @@ def main():
     pipeline(ax)
     split(ax)
     reset(ax)
-    for x, color, text in ((12.0, FROZEN, "frozen"), (13.2, LEARNT, "learnt")):
+    for x, color, text in ((12.0, FROZEN, "frozen"), (13.2, LEARNED, "learned")):
         ax.add_patch(Rectangle((x, 2.6), 0.25, 0.2, fc=color, ec=INK))
         ax.text(x + 0.35, 2.7, text, va="center", fontsize=8, color=INK)
     ax.set(xlim=(-1.0, 16.9), ylim=(-0.15, 5.75))

@@ -1,10 +1,15 @@
 """Train the embedded VAE in `revq/assets/vae` on the shipped demo photos, or measure it.
 
-    python scripts/train_demo_vae.py                # PCA start, fine-tune, write weights and metrics
+    python scripts/train_demo_vae.py                # start from a PCA, fine-tune, write weights and metrics
     python scripts/train_demo_vae.py --evaluate     # measure the shipped weights on the held-out crops again
 
-An interrupted run continues from its checkpoint when it is started again with the same arguments. The last weights
-are kept, whatever they measure: nothing is ever chosen by looking at the held-out photos.
+An interrupted run continues from its checkpoint when it is started again with the same arguments. The weights after the
+last step are kept; nothing is selected by its result on the held-out photos.
+
+The network is a diffusers `AutoencoderDC` that starts as a PCA of 16x16 patches. From random weights it would need far
+more training than a laptop can give to become better than a PCA. Its shortcuts make this start possible: a pixel-unshuffle
+from c to 4c channels loses nothing, so with zero residual branches the network is linear, and its few convolutions are
+solved for by least squares, one after another.
 """
 
 import argparse
@@ -17,16 +22,144 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import torch
-from demo_vae_start import build, start_from_pca
 from diffusers import AutoencoderDC
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from revq.assets import held_out_photos, train_photos, vae_folder
 from revq.data.images import center_crop, load_image, random_crop, to_tensor
 
+CHAIN, LAYERS, LATENTS = (16, 16, 64, 64, 64), (0, 1, 1, 2, 3), 32
+CONSTANT = (
+    6.0  # value of the unused decoder channels: it dominates the last RMSNorm, whose scale is then nearly constant
+)
+LIFT = 1.6  # added before the last ReLU, so that pixel values stay positive, and subtracted after it
 SIZE, FIT_CROPS_PER_PHOTO, FLOOR = 128, 4, 5e-4
 SOLVED_LR, GAIN_LR = 0.1, 0.05  # as fractions of the learning rate
+
+
+def build() -> AutoencoderDC:
+    """Return the untrained network: 16x smaller latents of 32 channels, plain residual blocks, no attention."""
+    side = {
+        "block_types": "ResBlock",
+        "block_out_channels": CHAIN,
+        "layers_per_block": LAYERS,
+        "qkv_multiscales": ((),) * len(CHAIN),
+    }
+    return AutoencoderDC(
+        in_channels=3,
+        latent_channels=LATENTS,
+        **{f"{half}_{key}": value for half in ("encoder", "decoder") for key, value in side.items()},
+    )
+
+
+def principal(samples: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the mean and the `count` strongest principal directions (as columns, strongest first) of the rows."""
+    mean = samples.mean(0)
+    directions = torch.linalg.eigh(torch.cov((samples - mean).T))[1]
+    return mean, directions.flip(1)[:, :count]
+
+
+def rows(maps: Tensor) -> Tensor:
+    """Return a [B, C, H, W] map as a matrix with one row of C channels per position."""
+    return maps.movedim(1, -1).flatten(0, 2)
+
+
+def patches(images: Tensor, size: int) -> Tensor:
+    """Return [B, 3 * size^2, H / size, W / size]: each pixel-unshuffled patch as one position."""
+    return F.pixel_unshuffle(images, size)
+
+
+@torch.no_grad()
+def solve(conv: nn.Conv2d, inputs: Tensor, target: Tensor, kernel: int = 1) -> None:
+    """Set a 3x3 convolution to the least-squares map from `inputs` to `target`, with its center tap or all nine."""
+    x = inputs if kernel == 1 else F.unfold(inputs, 3, padding=1).unflatten(2, inputs.shape[2:])
+    x = F.pad(rows(x).double(), (0, 1), value=1.0)
+    y = rows(target).double()
+    gram = x.T @ x
+    # A small ridge term, because channels that are still constant would make the system singular.
+    gram.diagonal().add_(1e-6 * gram.diagonal().mean())
+    weights = torch.linalg.solve(gram, x.T @ y).T.float()
+    conv.weight.zero_()
+    if kernel == 1:
+        conv.weight[:, :, 1, 1] = weights[:, :-1]
+    else:
+        conv.weight.copy_(weights[:, :-1].unflatten(1, (-1, 3, 3)))
+    conv.bias.copy_(weights[:, -1])
+
+
+@torch.no_grad()
+def start_from_pca(model: AutoencoderDC, images: Tensor, decoder_kernel: int = 1) -> None:
+    """Set the weights so that the network is a PCA of 16x16 patches, fitted on `images` ([B, 3, H, W] in [-1, 1]).
+
+    With `decoder_kernel` 3 the decoder's least-squares maps also see the neighboring latents, still linearly. The
+    norm that ends each residual branch stays at zero, so the branches add nothing until they are trained.
+    """
+    encoder, decoder = model.encoder, model.decoder
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.bias is not None:
+            module.bias.zero_()
+    norms = [module.norm for module in model.modules() if type(module).__name__ == "ResBlock"]
+    for norm in norms:
+        norm.weight.zero_()
+        norm.bias.zero_()
+
+    # Encoder. Half resolution: the pixels, so that the next step, 16 -> 64 channels, is a lossless unshuffle.
+    encoder.conv_in.conv.weight.zero_()
+    for color in range(3):
+        encoder.conv_in.conv.weight[color, color, 1, 1] = 1.0
+    downs = [encoder.down_blocks[level][-1] for level in (1, 2, 3)]
+    downs[0].conv.weight.zero_()
+    features = downs[0](encoder.conv_in(images))
+    # Then 64 -> 64 twice: each 4x4, later each 8x8 patch is reduced to its 16 strongest components.
+    for down, size in ((downs[1], 4), (downs[2], 8)):
+        target = patches(images, size)
+        mean, directions = principal(rows(target), 16)
+        solve(down.conv, features, ((rows(target) - mean) @ directions).unflatten(0, target[:, 0].shape).movedim(-1, 1))
+        features = down(features)
+    # The latents: components of a 16x16 patch, half-whitened, minus the contribution of the averaging shortcut.
+    target = patches(images, 16)
+    mean, directions = principal(rows(target), LATENTS)
+    scores = (rows(target) - mean) @ directions
+    latents = (scores / scores.std(0).sqrt()).unflatten(0, target[:, 0].shape).movedim(-1, 1)
+    solve(encoder.conv_out, features, latents - features.unflatten(1, (LATENTS, -1)).mean(2))
+    latents = model.encode(images).latent
+
+    # Decoder. Eighth resolution: 64 components of each 8x8 patch of the PCA's own reconstruction.
+    decoder.conv_in.weight.zero_()
+    features = latents.repeat_interleave(decoder.in_shortcut_repeats, dim=1)
+    ups = [decoder.up_blocks[level][0] for level in (3, 2, 1)]
+    wanted = F.pixel_unshuffle(images, 8)
+    mean, directions = principal(rows(F.pixel_unshuffle(reconstruct(latents, images), 8)), 64)
+    wanted = ((rows(wanted) - mean) @ directions).unflatten(0, wanted[:, 0].shape).movedim(-1, 1)
+    solve_up(ups[0], features, wanted, decoder_kernel)
+    features = ups[0](features)
+    # Quarter resolution: the 4x4 pixels in the order the last two shuffles expect, and the constant channels.
+    halves = F.pixel_unshuffle(images, 2)
+    halves = torch.cat([halves, halves.new_full((len(halves), 4, *halves.shape[2:]), CONSTANT)], dim=1)
+    solve_up(ups[1], features, F.pixel_unshuffle(halves, 2), decoder_kernel)
+    ups[2].conv.weight.zero_()
+    rms = ((4 * CONSTANT**2 + images.square().mean() * 12) / 16).sqrt()
+    decoder.norm_out.weight.fill_(rms)
+    decoder.norm_out.bias.fill_(LIFT)
+    decoder.conv_out.conv.weight.zero_()
+    for channel in range(12):
+        decoder.conv_out.conv.weight[channel, channel, 1, 1] = 1.0
+    decoder.conv_out.conv.bias.fill_(-LIFT)
+
+
+def reconstruct(latents: Tensor, images: Tensor) -> Tensor:
+    """Return the best linear reconstruction of `images` from the latents at the same position."""
+    conv = nn.Conv2d(LATENTS, 768, 3, padding=1)
+    solve(conv, latents, patches(images, 16))
+    return F.pixel_shuffle(conv(latents), 16)
+
+
+def solve_up(up: nn.Module, features: Tensor, target: Tensor, kernel: int) -> None:
+    """Solve the convolution of an upsampling block for `target` minus the contribution of its repeating shortcut."""
+    shortcut = F.pixel_shuffle(features.repeat_interleave(up.repeats, dim=1), up.factor)
+    solve(up.conv, features, F.pixel_unshuffle(target - shortcut, up.factor), kernel)
 
 
 def psnr(model: AutoencoderDC, images: Tensor) -> list[float]:
@@ -49,16 +182,16 @@ def load() -> AutoencoderDC:
 
 
 def save_atomically(state: dict, path: Path) -> None:
-    """Write a checkpoint so that a cut-off run leaves either the old or the new one."""
+    """Write a checkpoint so that an interrupted run leaves either the old or the new one."""
     torch.save(state, path.with_suffix(".tmp"))
     path.with_suffix(".tmp").replace(path)
 
 
 def groups(model: AutoencoderDC) -> list[dict]:
-    """Return the optimizer's parameter groups: fresh convolutions learn fast, what the start solved learns slowly.
+    """Return the optimizer's parameter groups: random convolutions learn fast, those that the PCA start solved slowly.
 
-    The gains that end the residual branches learn slowest: each opens a branch that is still random, and a hundredth
-    of that already costs half a decibel.
+    The gains that end the residual branches learn slowest: each scales a branch that is still random, and even a small
+    gain lowers the PSNR.
     """
     fresh, gains = [], []
     for module in model.modules():
@@ -71,7 +204,7 @@ def groups(model: AutoencoderDC) -> list[dict]:
 
 
 def fit_crops(photos: list, seed: int) -> Tensor:
-    """Return the training crops that the start is fitted on."""
+    """Return the training crops on which the PCA start is fitted."""
     rng = random.Random(seed)
     return to_tensor([random_crop(photo, SIZE, rng) for photo in photos for _ in range(FIT_CROPS_PER_PHOTO)])
 
@@ -98,7 +231,7 @@ def train(args: argparse.Namespace) -> tuple[AutoencoderDC, dict]:
     bar = tqdm(range(first, args.steps), initial=first, total=args.steps, mininterval=10)
     began, average = time.perf_counter() - seconds, 0.0
     for step in bar:
-        # Each step draws from its own seed, so that a continued run sees the crops of an uninterrupted one.
+        # Each step has its own seed, so that a continued run draws the crops of an uninterrupted one.
         rng = random.Random(f"{args.seed}-{step}")
         batch = to_tensor([random_crop(rng.choice(photos), SIZE, rng) for _ in range(args.batch)])
         warm = min(1.0, (step + 1) / 100)
@@ -106,8 +239,8 @@ def train(args: argparse.Namespace) -> tuple[AutoencoderDC, dict]:
         for group in optimizer.param_groups:
             group["lr"] = lr * group["scale"]
         result = model.decode(model.encode(batch).latent).sample
-        # The mean of the logarithms is what mean PSNR measures: it keeps hard photos from ruling the gradient. The
-        # floor, about 39 dB, keeps blank backgrounds from ruling it instead.
+        # The mean of the logarithms corresponds to the mean PSNR; a mean of squared errors would be dominated by hard
+        # photos. The floor, about 39 dB, prevents blank backgrounds from dominating instead.
         loss = ((result - batch).square().mean((1, 2, 3)) + FLOOR).log().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -128,7 +261,7 @@ def write(model: AutoencoderDC, numbers: dict) -> None:
     folder = vae_folder()
     model.half().save_pretrained(folder)
     for path in folder.glob("*.safetensors"):
-        path.chmod(0o644)  # it is written readable for its owner only
+        path.chmod(0o644)  # safetensors creates files with mode 0600
     shipped = load()
     names = [path.name for path in held_out_photos()]
     (folder / "held_out.txt").write_text("\n".join(names) + "\n")
@@ -142,7 +275,7 @@ def write(model: AutoencoderDC, numbers: dict) -> None:
 
 
 def evaluate(seed: int) -> None:
-    """Measure the PCA start and the shipped weights again, and print them beside what the metrics file says."""
+    """Measure the PCA start and the shipped weights again, and print the results beside those in the metrics file."""
     recorded = json.loads((vae_folder() / "metrics.json").read_text())
     start, shipped = build(), load()
     start_from_pca(start, fit_crops([load_image(path) for path in train_photos()], seed))

@@ -1,22 +1,25 @@
-// Histogram of the chosen codes, and the gradient of the codebook.  A thread owns whole outputs: no two threads write
-// one number, and each sum runs in query order whatever the number of threads.
+// Histogram of the indices, and the gradient of the codebook.  A thread owns whole outputs: no two threads write one
+// element, and each sum runs in query order whatever the number of threads.
+#include "cpu/accumulate.h"
+
 #include <algorithm>
 
 #include <torch/csrc/stable/ops.h>
 
-#include "float_mode.h"
-#include "search.h"
+#include "core/float_mode.h"
 
 namespace revq {
 namespace {
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// A piece of counting has a histogram of its own, which has to be cleared and added: so many rows at least, and so many
+// for every element of the histogram, pay for that.
+constexpr int64_t kMinRowsPerPiece = int64_t{1} << 16, kRowsPerElement = 4;
+// Rows that are sampled to balance the pieces: enough to see codes that have many rows.
+constexpr int64_t kSampledRows = 4096;
+// Rows whose indices are compared before the first of them is added: their numbers stay in the first-level cache.
+constexpr int64_t kRowsAhead = 512;
 
-// A piece of counting has at least this many rows, and four for every number of its histogram.
-constexpr int64_t kMinRowsPerPiece = int64_t{1} << 16;
-constexpr int64_t kSampledRows = 4096, kRowsAhead = 512;
-
-// Pieces of a group that occupy all threads.
+// As many pieces of a group as occupy all threads.
 int64_t pieces_wanted(const Problem& problem) {
   return divide_up(static_cast<int64_t>(torch::stable::get_num_threads()), problem.G);
 }
@@ -27,8 +30,8 @@ void count_rows(const int64_t* indices, const Problem& problem, int64_t group, i
   for (int64_t n = first; n < last; ++n) ++histogram[indices[n * problem.G + group]];
 }
 
-// Cuts a group's codes into `pieces` ranges of about equal work, by a sample of the rows: a row to add, or a code to
-// clear.  Only speed depends on it.
+// Cuts the codes of a group into `pieces` ranges of about equal work, by a sample of the rows.  Work is a row to add or a
+// code to clear.  Only speed depends on it.
 std::vector<int64_t> balanced_cuts(const int64_t* indices, const Problem& problem, int64_t group, int64_t pieces) {
   const int64_t step = std::max<int64_t>(1, problem.N / kSampledRows);
   std::vector<int64_t> cuts{0}, work(problem.K, 1);
@@ -45,20 +48,20 @@ std::vector<int64_t> balanced_cuts(const int64_t* indices, const Problem& proble
   return cuts;
 }
 
-// Adds the rows of a group that chose one of the codes [first, last), in order.
+// Adds the rows of a group with an index in [first, last), in order.
 void sum_rows(const GroupedRows& grad, const int64_t* indices, const Problem& problem, int64_t group, int64_t first,
               int64_t last, float* row, float* sums) {
-  int64_t chosen[kRowsAhead];
+  int64_t rows[kRowsAhead];
   for (int64_t begin = 0; begin < problem.N; begin += kRowsAhead) {
     int64_t found = 0;
     for (int64_t n = begin; n < std::min(begin + kRowsAhead, problem.N); ++n) {
       const int64_t code = indices[n * problem.G + group];
-      chosen[found] = n;  // without a branch, which no processor could predict
+      rows[found] = n;  // without a branch, which no processor could predict
       found += code >= first && code < last;
     }
     for (int64_t i = 0; i < found; ++i) {
-      grad.read(chosen[i], group, row);
-      float* sum = sums + indices[chosen[i] * problem.G + group] * problem.d;
+      grad.read(rows[i], group, row);
+      float* sum = sums + indices[rows[i] * problem.G + group] * problem.d;
       for (int64_t j = 0; j < problem.d; ++j) sum[j] += row[j];
     }
   }
@@ -67,7 +70,8 @@ void sum_rows(const GroupedRows& grad, const int64_t* indices, const Problem& pr
 }  // namespace
 
 void add_counts(const int64_t* indices, const Problem& problem, int64_t* count) {
-  const int64_t pieces = std::min(pieces_wanted(problem), problem.N / std::max(kMinRowsPerPiece, 4 * problem.K));
+  const int64_t pieces =
+      std::min(pieces_wanted(problem), problem.N / std::max(kMinRowsPerPiece, kRowsPerElement * problem.K));
   if (pieces <= 1) {
     torch::stable::parallel_for(0, problem.G, 1, [&](int64_t begin, int64_t end) {
       for (int64_t group = begin; group < end; ++group) {
@@ -76,21 +80,21 @@ void add_counts(const int64_t* indices, const Problem& problem, int64_t* count) 
     });
     return;
   }
-  std::vector<int64_t> apart(problem.G * pieces * problem.K);
+  std::vector<int64_t> histograms(problem.G * pieces * problem.K);
   torch::stable::parallel_for(0, problem.G * pieces, 1, [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
       const int64_t piece = item % pieces;
       count_rows(indices, problem, item / pieces, problem.N * piece / pieces, problem.N * (piece + 1) / pieces,
-                 apart.data() + item * problem.K);
+                 histograms.data() + item * problem.K);
     }
   });
   for (int64_t item = 0; item < problem.G * pieces; ++item) {
-    for (int64_t k = 0; k < problem.K; ++k) count[item / pieces * problem.K + k] += apart[item * problem.K + k];
+    for (int64_t k = 0; k < problem.K; ++k) count[item / pieces * problem.K + k] += histograms[item * problem.K + k];
   }
 }
 
 void sum_segments(const GroupedRows& grad, const int64_t* indices, const Problem& problem, float* total) {
-  // Each piece of a group reads all of the group's indices: only as many pieces as it takes to occupy the threads.
+  // Each piece reads all indices of its group: there are only as many pieces as occupy the threads.
   const int64_t pieces = std::min(problem.K, pieces_wanted(problem));
   std::vector<std::vector<int64_t>> cuts(pieces > 1 ? problem.G : 0);
   for (size_t group = 0; group < cuts.size(); ++group) cuts[group] = balanced_cuts(indices, problem, group, pieces);

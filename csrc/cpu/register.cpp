@@ -1,4 +1,4 @@
-// The CPU kernels of the operators that revq_kernels/ops.py defines.  Users' mistakes are worded in
+// Registers the CPU kernels of the operators that revq_kernels/ops.py defines.  Messages for users come from
 // revq_kernels/validation.py; the checks here keep a direct call of an operator from reading outside its tensors.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -6,8 +6,10 @@
 #include <optional>
 #include <tuple>
 
-#include "search.h"
-#include "tile.h"
+#include "core/isa.h"
+#include "cpu/accumulate.h"
+#include "cpu/index/tree.h"
+#include "cpu/search.h"
 
 namespace revq {
 namespace {
@@ -25,8 +27,8 @@ Problem check_search(const Tensor& x, const Tensor& codebook) {
 }
 
 void check_count(const Tensor& count, int64_t G) {
-  STD_TORCH_CHECK(count.scalar_type() == ScalarType::Long && count.dim() == 2 && count.size(0) == G &&
-                      G >= 1 && count.size(1) >= 1 && count.is_contiguous(),
+  STD_TORCH_CHECK(count.scalar_type() == ScalarType::Long && count.dim() == 2 && count.size(0) == G && G >= 1 &&
+                      count.size(1) >= 1 && count.is_contiguous(),
                   "count: expected contiguous int64 [G, K]");
 }
 
@@ -72,7 +74,7 @@ void count_codes_(Tensor count, const Tensor& indices) {
   STD_TORCH_CHECK(indices.scalar_type() == ScalarType::Long && indices.dim() >= 1, "indices: expected int64 [..., G]");
   const int64_t G = indices.size(indices.dim() - 1);
   check_count(count, G);
-  // A copy: were the indices in count's own memory, counting would change those that are still to be read.
+  // A copy: if the indices stood in the memory of count, counting would change those that are still to be read.
   const Tensor packed = torch::stable::contiguous(torch::stable::clone(indices));
   const auto* chosen = static_cast<const int64_t*>(packed.const_data_ptr());
   check_range(chosen, indices.numel(), count.size(1));
@@ -96,6 +98,83 @@ Tensor segment_sum(const Tensor& grad, const Tensor& indices, int64_t num_codes)
   return total;
 }
 
+// ---- The tree (CodebookIndex).
+
+void check_tree_codebook(const Tensor& codebook) {
+  STD_TORCH_CHECK(codebook.dim() == 3 && codebook.scalar_type() == ScalarType::Float && codebook.is_contiguous(),
+                  "codebook: expected contiguous float32 [G, K, d]");
+  STD_TORCH_CHECK(
+      codebook.size(0) >= 1 && codebook.size(1) >= 1 && codebook.size(1) <= INT32_MAX - 16 && codebook.size(2) >= 1,
+      "codebook: expected G >= 1, 1 <= K < 2^31 - 16 and d >= 1");
+}
+
+// The trees that stand in four tensors, of a codebook [G, K, d].
+Tree tree_of(const Tensor& panels, const Tensor& ids, const Tensor& boxes, const Tensor& finite, int64_t num_codes) {
+  STD_TORCH_CHECK(
+      panels.dim() == 4 && panels.size(2) >= 1 && panels.size(0) >= 1 && num_codes >= 1 && num_codes <= INT32_MAX - 16,
+      "panels: expected [G, leaves, d, 16]");
+  const TreeLayout layout(num_codes, panels.size(2));
+  const int64_t G = panels.size(0);
+  const auto fits = [](const Tensor& tensor, ScalarType type, const std::vector<int64_t>& sizes) {
+    return tensor.scalar_type() == type && sizes_of(tensor) == sizes && tensor.is_contiguous();
+  };
+  STD_TORCH_CHECK(fits(panels, ScalarType::Float, {G, layout.leaves, layout.d, kLeafCodes}) &&
+                      fits(ids, ScalarType::Int, {G, layout.leaves, kLeafCodes}) &&
+                      fits(boxes, ScalarType::Float, {G, layout.blocks, 2, layout.d, kFanout}) &&
+                      fits(finite, ScalarType::Int, {G}),
+                  "expected the tensors that index_build returned");
+  return {layout,
+          G,
+          static_cast<float*>(panels.mutable_data_ptr()),
+          static_cast<int32_t*>(ids.mutable_data_ptr()),
+          static_cast<float*>(boxes.mutable_data_ptr()),
+          static_cast<int32_t*>(finite.mutable_data_ptr())};
+}
+
+const float* codes_for(const Tensor& codebook, const Tree& tree) {
+  check_tree_codebook(codebook);
+  STD_TORCH_CHECK(
+      codebook.size(0) == tree.groups && codebook.size(1) == tree.layout.codes && codebook.size(2) == tree.layout.d,
+      "codebook: expected the shape that the index was built for");
+  return static_cast<const float*>(codebook.const_data_ptr());
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> index_build(const Tensor& codebook) {
+  check_tree_codebook(codebook);
+  const int64_t G = codebook.size(0);
+  const TreeLayout layout(codebook.size(1), codebook.size(2));
+  Tensor panels = empty(codebook, {G, layout.leaves, layout.d, kLeafCodes}, ScalarType::Float);
+  Tensor ids = empty(codebook, {G, layout.leaves, kLeafCodes}, ScalarType::Int);
+  Tensor boxes = torch::stable::new_zeros(codebook, {G, layout.blocks, 2, layout.d, kFanout}, ScalarType::Float);
+  Tensor finite = empty(codebook, {G}, ScalarType::Int);
+  const Tree tree = tree_of(panels, ids, boxes, finite, layout.codes);
+  const float* codes = codes_for(codebook, tree);
+  order_codes(codes, tree);
+  fill_tree(codes, tree);
+  return {panels, ids, boxes, finite};
+}
+
+void index_refit_(Tensor panels, const Tensor& ids, Tensor boxes, Tensor finite, const Tensor& codebook) {
+  const Tree tree = tree_of(panels, ids, boxes, finite, codebook.dim() == 3 ? codebook.size(1) : 0);
+  const bool filled = fill_tree(codes_for(codebook, tree), tree);
+  STD_TORCH_CHECK(filled, "ids: expected values in [0, K), as index_build returned");
+}
+
+std::tuple<Tensor, Tensor> index_search(const Tensor& x, const Tensor& panels, const Tensor& ids, const Tensor& boxes,
+                                        const Tensor& finite, int64_t num_codes) {
+  const Tree tree = tree_of(panels, ids, boxes, finite, num_codes);
+  STD_TORCH_CHECK(x.dim() >= 2 && is_input_type(x.scalar_type()) && x.size(x.dim() - 2) == tree.groups &&
+                      x.size(x.dim() - 1) == tree.layout.d,
+                  "x: expected [..., G, d] of the index, ", name_of_input_types());
+  Tensor indices = empty(x, without_last(x), ScalarType::Long);
+  Tensor visits = empty(x, {3}, ScalarType::Long);
+  const SearchVisits done =
+      search_tree(GroupedRows(x), GroupedRows(x).rows(), tree, static_cast<int64_t*>(indices.mutable_data_ptr()));
+  auto* out = static_cast<int64_t*>(visits.mutable_data_ptr());
+  out[0] = done.leaves, out[1] = done.blocks, out[2] = done.scanned;
+  return {indices, visits};
+}
+
 int64_t cpu_isa_of_this_machine() { return cpu_isa(); }
 
 }  // namespace
@@ -106,6 +185,9 @@ STABLE_TORCH_LIBRARY_IMPL(revq, CPU, m) {
   m.impl("quantize", TORCH_BOX(&revq::quantize));
   m.impl("count_codes_", TORCH_BOX(&revq::count_codes_));
   m.impl("segment_sum", TORCH_BOX(&revq::segment_sum));
+  m.impl("index_build", TORCH_BOX(&revq::index_build));
+  m.impl("index_refit_", TORCH_BOX(&revq::index_refit_));
+  m.impl("index_search", TORCH_BOX(&revq::index_search));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(revq, CompositeExplicitAutograd, m) {

@@ -1,6 +1,6 @@
-// The search: blocks of queries times ranges of codes, shared out to the threads.  An item's smallest keys go to the
-// output by an atomic minimum, so the result depends on no order; the last item of a block gathers and counts.
-#include "search.h"
+// The brute-force search: shares out blocks of queries times ranges of codes to the threads.  An item's smallest keys go
+// to the output by an atomic minimum, so the result depends on no order; the last item of a block gathers and counts.
+#include "cpu/search.h"
 
 #include <algorithm>
 #include <atomic>
@@ -8,23 +8,13 @@
 #include <memory>
 #include <new>
 
-#include "block.h"
-#include "key.h"
-#include "work_queue.h"
+#include "core/parallel.h"
+#include "cpu/search/block.h"
 
 namespace revq {
 namespace {
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Numbers of codes in an item, at least: less is not worth packing the queries for.
-constexpr int64_t kMinNumbersPerItem = int64_t{1} << 15;
-// Neighboring groups whose indices, and most often rows, share cache lines: two threads would take them from each other.
-// Where a query is compared with no more numbers than these, such waiting is a good part of its time.
-constexpr int64_t kGroupsTogether = 16, kMaxNumbersTogether = int64_t{1} << 14;
-constexpr int64_t kMostWorkspace = 3 * (int64_t{1} << 19);  // floats
-constexpr int64_t kCenterSamples = 64;
-
+// Lowers a key that several threads may lower.
 void lower(int64_t& place, int64_t key) {
   std::atomic_ref<int64_t> shared(place);
   int64_t current = shared.load(std::memory_order_relaxed);
@@ -47,20 +37,20 @@ class Search {
         problem_(problem),
         out_(out),
         threads_(static_cast<int64_t>(torch::stable::get_num_threads())),
-        plan_(make_plan(cpu_isa(), problem.N, problem.K, problem.d, most_floats())),
+        plan_(make_plan(cpu_isa(), problem.N, problem.K, problem.d, max_floats())),
         blocks_(divide_up(problem.N, plan_.queries)) {
     const int64_t tile = plan_.codes_per_tile();
     const int64_t wanted = threads_ == 1 ? 1 : divide_up(kItemsPerThread * threads_, problem.G * blocks_);
-    const int64_t most = std::max<int64_t>(1, problem.K * problem.d / kMinNumbersPerItem);
-    codes_per_range_ = divide_up(divide_up(problem.K, std::min(wanted, most)), tile) * tile;
+    const int64_t most = std::max<int64_t>(1, problem.K * problem.d / kMinElementsPerItem);
+    codes_per_range_ = round_up(divide_up(problem.K, std::min(wanted, most)), tile);
     ranges_ = divide_up(problem.K, codes_per_range_);
   }
 
   void run() {
     const int64_t items = problem_.G * blocks_ * ranges_, workers = std::min(threads_, items);
-    // All threads' workspace at once, from the caller's heap: the allocator keeps that from call to call.
-    const int64_t own = divide_up(plan_.floats(), 16) * 16;
-    const int64_t floats = own + divide_up(conversion_floats() + 2 * problem_.d, 16) * 16;
+    // The workspace of all threads in one allocation: the allocator keeps it from call to call.
+    const int64_t own = round_up(plan_.floats(), 16);
+    const int64_t floats = own + round_up(conversion_floats() + 2 * problem_.d, 16);
     const auto memory = std::unique_ptr<float[], Free>(
         static_cast<float*>(::operator new(sizeof(float) * floats * workers, std::align_val_t{64})));
     std::vector<std::atomic<int64_t>> left(problem_.G * blocks_);
@@ -73,13 +63,13 @@ class Search {
       std::vector<int64_t> keys(plan_.queries);
       float* rest = workspace + own;
       for (int64_t item; (item = next()) >= 0;) {
-        // All ranges of a block follow each other, and the groups of the same queries.
+        // The ranges of a block follow each other, and so do the groups of the same queries.
         const int64_t place = item / ranges_, group = place % problem_.G, block_number = place / problem_.G;
         search_item(group, block_number, item % ranges_, block, keys.data(), rest);
         if (left[place].fetch_sub(1, std::memory_order_acq_rel) == 1) finish(group, block_number, rest);
       }
     };
-    const bool together = ranges_ == 1 && problem_.K * problem_.d <= kMaxNumbersTogether;
+    const bool together = ranges_ == 1 && problem_.K * problem_.d <= kMaxElementsTogether;
     share_work(items, work, together ? std::min(problem_.G, kGroupsTogether) : 1);
   }
 
@@ -88,18 +78,16 @@ class Search {
     void operator()(float* memory) const { ::operator delete(memory, std::align_val_t{64}); }
   };
 
-  // A thread's share of the workspace: with all of them, the size of the packed codebook and 6 MB.
-  int64_t most_floats() const {
+  // A thread's share of the workspace; all shares together are the size of the packed codebook and kSharedWorkspace.
+  int64_t max_floats() const {
     const int64_t packed = problem_.G * problem_.K * (problem_.d + 1);
-    const int64_t share = (packed + kMostWorkspace) / threads_;
-    return std::min(kMostFloats, codebook_.rows(0) == nullptr ? share / 2 : share);  // half for converted codes
+    const int64_t share = (packed + kSharedWorkspace) / threads_;
+    return std::min(kMaxWorkspace, codebook_.rows(0) == nullptr ? share / 2 : share);  // half for converted codes
   }
 
-  int64_t conversion_floats() const {
-    return codebook_.rows(0) == nullptr ? plan_.codes_per_run() * problem_.d : 0;
-  }
+  int64_t conversion_floats() const { return codebook_.rows(0) == nullptr ? plan_.codes_per_run() * problem_.d : 0; }
 
-  // The mean of some codes: any center gives the same result, this one makes the first pass precise.
+  // The mean of some codes.  Any center gives the same result; one near the codes makes the first pass precise.
   void center(int64_t group, float* row, float* mean) const {
     const int64_t samples = std::min(problem_.K, kCenterSamples);
     std::fill_n(mean, problem_.d, 0.0f);
@@ -144,7 +132,7 @@ class Search {
     }
   }
 
-  // Keys become indices; the rows and counts follow while they are in the cache.
+  // Turns keys into indices, and gathers and counts their rows while they are in the cache.
   void finish(int64_t group, int64_t block_number, float* row) const {
     const int64_t first = block_number * plan_.queries, last = std::min(problem_.N, first + plan_.queries);
     for (int64_t n = first; n < last; ++n) {

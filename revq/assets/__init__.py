@@ -1,7 +1,6 @@
-"""The demo photos and the embedded VAE that ship inside the package.
+"""Separate because it marks the package data: paths of the demo photos and of the embedded VAE; standard library only.
 
-Standard library only, so that looking up a path costs nothing. `photos/README.md` and `photos/SOURCES.csv` name every
-author and license, `vae/README.md` is the card of the VAE.
+``photos/README.md`` and ``photos/SOURCES.csv`` name every author and license; ``vae/README.md`` describes the VAE.
 """
 
 from pathlib import Path
@@ -10,15 +9,15 @@ _HERE = Path(__file__).resolve().parent
 
 
 def vae_folder() -> Path:
-    """Return the folder of the embedded VAE, which `diffusers.AutoencoderDC.from_pretrained` loads."""
+    """The folder of the embedded VAE, which `diffusers.AutoencoderDC.from_pretrained` loads."""
     return _HERE / "vae"
 
 
 def train_photos() -> list[Path]:
-    """Return the demo's training photos, sorted by name."""
+    """The demo's training photos, sorted by name."""
     return sorted((_HERE / "photos" / "train").glob("*.webp"))
 
 
 def held_out_photos() -> list[Path]:
-    """Return the demo's held-out photos, sorted by name. The embedded VAE has not seen them."""
+    """The demo's held-out photos, sorted by name.  The embedded VAE was not trained on them."""
     return sorted((_HERE / "photos" / "held_out").glob("*.webp"))

@@ -1,1 +1,28 @@
-"""Images, VAEs, latents and tokens on disk."""
+"""Separate because it names the public part of this room: images, VAEs, latent stores and token files."""
+
+from revq.data.encode import encode_folder
+from revq.data.images import center_crop, image_files, list_images, load_image, random_crop, to_pil, to_tensor
+from revq.data.latents import LatentStore, LatentWriter, StorePlan, is_latent_store, save_latents
+from revq.data.tokens import TokenFile, load_tokens, save_tokens
+from revq.data.vae import FrozenVAE, load_vae
+
+__all__ = [
+    "FrozenVAE",
+    "LatentStore",
+    "LatentWriter",
+    "StorePlan",
+    "TokenFile",
+    "center_crop",
+    "encode_folder",
+    "image_files",
+    "is_latent_store",
+    "list_images",
+    "load_image",
+    "load_tokens",
+    "load_vae",
+    "random_crop",
+    "save_latents",
+    "save_tokens",
+    "to_pil",
+    "to_tensor",
+]

@@ -1,4 +1,4 @@
-"""Where a name points: a folder here, or a repository on the Hugging Face hub."""
+"""Separate because models and VAEs share it: finds a named folder on this machine or on the Hugging Face hub."""
 
 import re
 from pathlib import Path
@@ -7,10 +7,10 @@ from revq.errors import InputError
 
 
 def find_folder(name: str | Path, what: str) -> Path | None:
-    """The folder that ``name`` is, made absolute; None if it can only be a hub id such as ``owner/model``.
+    """The absolute path of the folder ``name``; None if ``name`` can only be a hub id such as ``owner/model``.
 
     Args:
-        what: what is looked for, for the message ("a VAE folder").
+        what: the kind of folder, for the message ("a VAE folder").
 
     Raises:
         InputError: if it is neither.
@@ -20,7 +20,7 @@ def find_folder(name: str | Path, what: str) -> Path | None:
         return path.resolve()
     if path.exists():
         raise InputError(f"{name}: expected {what}, found a file")
-    if len(path.parts) == 2 and Path(path.parts[0]).is_dir():  # a path with a slip in it rather than a repository
+    if len(path.parts) == 2 and Path(path.parts[0]).is_dir():  # a mistyped path rather than a hub id
         raise InputError(f"{name}: expected {what}, found nothing by that name in {path.parts[0]}/")
     if isinstance(name, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         return None
@@ -28,7 +28,7 @@ def find_folder(name: str | Path, what: str) -> Path | None:
 
 
 def fetch(repository: str, filename: str, revision: str | None = None) -> Path:
-    """Download one file of a hub repository, or take it from the local cache.
+    """The path of one file of a hub repository, downloaded unless the local cache has it.
 
     Raises:
         InputError: if the repository or file does not exist, or the hub cannot be reached.
@@ -37,10 +37,10 @@ def fetch(repository: str, filename: str, revision: str | None = None) -> Path:
     from huggingface_hub.utils import logging
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # its lines about retries; the error below says what came of them
+    logging.set_verbosity_error()  # hides its messages about retries; the error below reports the outcome
     try:
         return Path(hf_hub_download(repository, filename, revision=revision))
-    # The hub's client raises its own errors, those of its HTTP library and OSError: all mean the same to the user.
+    # The client raises its own errors, those of its HTTP library and OSError; the user can do the same about each.
     except Exception as error:
         raise InputError(
             f"{repository}: no such folder here, and cannot fetch {filename} of that hub id ({one_line(error)})"

@@ -1,9 +1,9 @@
-"""Images in and out: PIL on the outside, float tensors in [-1, 1] on the inside.  Nothing here needs torchvision."""
+"""Image files to float tensors in [-1, 1] and back, and the crops; with PIL alone, without torchvision."""
 
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", 
 
 
 def load_image(path: str | Path) -> "Image":
-    """Read an image file as RGB, turned upright as its EXIF orientation says; of an animation, the first frame.
+    """Read an image file as RGB, rotated by its EXIF orientation; of an animation, the first frame.
 
     Raises:
         InputError: if the file is missing, is not an image, or is damaged.
@@ -32,14 +32,14 @@ def load_image(path: str | Path) -> "Image":
         with Image.open(path) as image:
             image.load()
             return _rgb(ImageOps.exif_transpose(image))
-    # Decoders of damaged files raise nearly anything: OSError, SyntaxError, ValueError, struct.error, ...
+    # PIL's decoders raise many types for damaged files: OSError, SyntaxError, ValueError, struct.error, ...
     except Exception as error:
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else " ".join(str(error).split())
         raise InputError(f"{path}: cannot read this image ({reason or type(error).__name__})") from error
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """All image files under ``folder`` and its subfolders, sorted by path, by suffix; hidden files are left out.
+    """All files under ``folder`` and its subfolders with an image's suffix, sorted by path; hidden files are skipped.
 
     Raises:
         InputError: if the folder is missing or holds no image.
@@ -57,10 +57,32 @@ def list_images(folder: str | Path) -> list[Path]:
     return sorted(paths, key=lambda path: path.relative_to(folder).parts)
 
 
-def center_crop(image: "Image", size: int) -> "Image":
-    """Scale the short side to ``size`` (bilinear, antialiased), then cut the middle ``size`` x ``size``.
+class NamedFile(NamedTuple):
+    """An image file, and its name as a path relative to the folder that was given."""
 
-    Rounds as torchvision's Resize and CenterCrop do, with which the official latents were made.
+    name: str
+    path: Path
+
+
+def image_files(places: Sequence[str | Path]) -> list[NamedFile]:
+    """The images of ``places``: files as they are, folders as `list_images` lists them.
+
+    Raises:
+        InputError: if nothing is given, a place is missing, or a folder holds no image.
+    """
+    files = []
+    for place in map(Path, places):
+        found = [place] if place.is_file() else list_images(place)
+        files += [NamedFile(path.name if path == place else path.relative_to(place).as_posix(), path) for path in found]
+    if not files:
+        raise InputError("images: expected at least one file or folder, got none")
+    return files
+
+
+def center_crop(image: "Image", size: int) -> "Image":
+    """Scale the short side to ``size`` (bilinear, antialiased), then crop the central ``size`` x ``size`` square.
+
+    Rounds as torchvision's Resize and CenterCrop do, because the official latents were made with those.
     """
     from PIL.Image import Resampling
 
@@ -74,11 +96,11 @@ def center_crop(image: "Image", size: int) -> "Image":
 
 
 def random_crop(image: "Image", size: int, rng: random.Random, min_scale: float = 0.5) -> "Image":
-    """A square anywhere in the image, scaled to ``size`` x ``size`` (bilinear, antialiased), mirrored half the time.
+    """A random square of the image, scaled to ``size`` x ``size`` (bilinear, antialiased), mirrored with probability 1/2.
 
     Args:
-        rng: the only source of chance; every call draws four numbers from it.
-        min_scale: the square's side is between this share of the image's short side and all of it, uniformly.
+        rng: the only source of randomness; every call draws four numbers from it.
+        min_scale: the square's side is uniform between this fraction of the image's short side and the whole short side.
 
     Raises:
         InputError: if ``size`` is below 1 or ``min_scale`` not in (0, 1].
@@ -92,7 +114,7 @@ def random_crop(image: "Image", size: int, rng: random.Random, min_scale: float 
     side = min(width, height) * (min_scale + (1 - min_scale) * rng.random())
     left, top = (width - side) * rng.random(), (height - side) * rng.random()
     box = (left, top, min(left + side, width), min(top + side, height))  # min: the sum may round past the edge
-    # resize(box=...) reads the crop only: about 1 ms, where an antialiased resize of a tensor takes ten.
+    # resize(box=...) reads the crop only, which is much faster than an antialiased resize of a tensor.
     crop = image.resize((size, size), Resampling.BILINEAR, box=box)
     return crop.transpose(Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop
 
@@ -111,7 +133,7 @@ def to_tensor(images: Sequence["Image"]) -> Tensor:
 
 
 def to_pil(images: Tensor) -> list["Image"]:
-    """float ``[B, 3, H, W]`` in [-1, 1] -> RGB images; rounds to the nearest of 256 levels, clamps what is outside.
+    """float ``[B, 3, H, W]`` in [-1, 1] -> RGB images; clamps, and rounds to the nearest of 256 levels.
 
     The exact inverse of `to_tensor`.
 
@@ -129,7 +151,7 @@ def to_pil(images: Tensor) -> list["Image"]:
 def _rgb(image: "Image") -> "Image":
     from PIL import Image
 
-    if image.mode.startswith("I"):  # 16 bits of gray, which PIL's own conversion to RGB would clip at 255
+    if image.mode.startswith("I"):  # 16-bit gray, whose values PIL's own conversion to RGB clips at 255
         levels = np.clip(np.asarray(image, dtype=np.float64) / 257, 0, 255).round().astype(np.uint8)
         image = Image.fromarray(levels)
     return image.convert("RGB")

@@ -1,8 +1,8 @@
-"""Latents on disk: everything left of the channel split runs once per data set and ends here.
+"""The latent store: the latents of a data set on disk, so that the VAE encodes each image once.
 
 A store is a folder of ``latents-00000.safetensors, ...`` (one tensor ``latents`` ``[rows, C, h, w]`` each) and an
-``index.json`` that says which VAE, images and crops they came from.  Rows are read through a memory map, so a store may
-be larger than the memory.
+``index.json`` that names the VAE, the images and the crops.  Rows are read through a memory map, so a store may be
+larger than the memory.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,20 +29,29 @@ _PLAN_FIELDS = ("vae", "vae_fingerprint", "latent_shape", "image_size", "sources
 
 @dataclass(frozen=True)
 class StorePlan:
-    """What a store holds, known before its first row is written.  Row r is crop r mod c of image r // c, c = max(1, crops)."""
+    """Description of a store, complete before its first row is written.
+
+    Row r holds crop r mod c of image r // c, where c = max(1, crops).
+    """
 
     vae: str
+    """Name of the VAE, see `FrozenVAE.name`."""
     vae_fingerprint: str
+    """See `FrozenVAE.fingerprint`."""
     latent_shape: tuple[int, int, int]
+    """(C, h, w) of one latent."""
     image_size: int
+    """Side of a crop, in pixels."""
     sources: tuple[str, ...]
-    """Names of the images, as paths inside the folder they came from."""
+    """Names of the images, as paths relative to the folder they came from."""
     crops: int = 0
     """Random crops per image; 0 means one center crop."""
     seed: int = 0
+    """Seed of the random crops."""
     dtype: str = "float32"
+    """dtype of the stored latents."""
     inputs: str = ""
-    """sha256 over what else the latents follow from: the sizes of the image files and the encoder's options."""
+    """SHA-256 of the other inputs of the latents: the sizes of the image files and the encoder's options."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "latent_shape", tuple(self.latent_shape))
@@ -57,22 +67,22 @@ class StorePlan:
 
     @property
     def rows(self) -> int:
-        """How many latents the whole store has."""
+        """Latents in the whole store."""
         return len(self.sources) * max(1, self.crops)
 
 
 class LatentWriter:
-    """Writes a store shard by shard into ``<folder>.partial``, which becomes ``<folder>`` when it is complete.
+    """Writes a store shard by shard into ``<folder>.partial``, which is renamed to ``<folder>`` when it is complete.
 
-    A writer of the same plan keeps the shards that an interrupted one finished; another plan starts afresh.
+    A writer with the same plan keeps the shards that an interrupted writer finished; with another plan it deletes them.
 
     Args:
-        folder: where the store shall be; must not exist yet, or be empty.
-        plan: what it will hold.
-        shard_bytes: about how large a shard is.
+        folder: folder of the new store; must not exist yet, or be empty.
+        plan: description of the store.
+        shard_bytes: approximate size of a shard.
 
     Raises:
-        InputError: if ``folder`` holds something already, or ``<folder>.partial`` is not a writer's.
+        InputError: if ``folder`` holds files, or ``<folder>.partial`` was not made by a writer.
     """
 
     def __init__(self, folder: str | Path, plan: StorePlan, *, shard_bytes: int = 8 << 20) -> None:
@@ -83,9 +93,10 @@ class LatentWriter:
         row_bytes = int(np.prod(plan.latent_shape)) * _DTYPES[plan.dtype][1].itemsize
         self._shard_rows = max(1, shard_bytes // row_bytes)
         self._hashes: dict[int, str] = {}
-        self._start()
+        self._open_partial()
 
-    def _start(self) -> None:
+    def _open_partial(self) -> None:
+        """Create ``<folder>.partial``, or keep the finished shards of an interrupted writer with the same plan."""
         plan = {**asdict(self.plan), "shard_rows": self._shard_rows}
         known = self._partial / "plan.json"
         if self._partial.exists():
@@ -96,7 +107,7 @@ class LatentWriter:
             if known.read_text() == json.dumps(plan):
                 for number in range(self.num_shards):
                     path = self._partial / shard_name(number)
-                    if path.is_file():  # shards are renamed into place when whole, so a file with this name is whole
+                    if path.is_file():  # complete: a shard gets this name only when it is whole
                         self._hashes[number] = _sha256(path)
                 return
             shutil.rmtree(self._partial)
@@ -110,7 +121,7 @@ class LatentWriter:
         return -(-self.plan.rows // self._shard_rows)
 
     def missing(self) -> Iterator[tuple[int, range]]:
-        """The shards still to write: number and rows."""
+        """The shards that are not written yet: number and rows."""
         for number in range(self.num_shards):
             if number not in self._hashes:
                 start = number * self._shard_rows
@@ -131,7 +142,7 @@ class LatentWriter:
             self._hashes[number] = _sha256(path)
 
     def finish(self) -> "LatentStore":
-        """Put the complete store in its place and open it."""
+        """Rename the complete store to its final name and open it."""
         missing = [number for number, _ in self.missing()]
         if missing:
             raise RuntimeError(f"shards {missing} are not written yet")
@@ -150,7 +161,7 @@ class LatentWriter:
         return LatentStore(self.folder)
 
     def abandon(self) -> None:
-        """After an error: remove ``<folder>.partial`` unless a finished shard in it is worth keeping."""
+        """After an error: remove ``<folder>.partial`` unless it holds a finished shard."""
         if not self._hashes:
             shutil.rmtree(self._partial, ignore_errors=True)
 
@@ -159,12 +170,12 @@ class LatentStore:
     """A folder of latents, open for reading.
 
     Attributes:
-        plan: what the latents are of.
+        plan: description of the store.
         shape: (C, h, w) of one latent.
-        fingerprint: sha256 over the index, which names the sha256 of every shard: equal means equal latents.
+        fingerprint: SHA-256 of the index, which holds the SHA-256 of every shard; equal fingerprints mean equal latents.
 
     Raises:
-        InputError: if the folder or a part of it is missing, damaged or of another format.
+        InputError: if the folder or one of its files is missing, damaged or of another format.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -194,14 +205,14 @@ class LatentStore:
         wanted = np.asarray(indices, dtype=np.int64)
         if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
             raise IndexError(f"indices: expected rows in [0, {len(self)}), got {wanted.min()} to {wanted.max()}")
-        order = np.argsort(wanted, kind="stable")  # the disk is read forwards, and each shard once
+        order = np.argsort(wanted, kind="stable")  # reads each shard once, in order
         bounds = np.searchsorted(wanted[order], self._starts)
         out = torch.empty((wanted.size, *self.shape), dtype=torch.float32)
         for number, rows in enumerate(self._maps):
             places = order[bounds[number] : bounds[number + 1]]
             if places.size:
                 values = torch.from_numpy(rows[wanted[places] - self._starts[number]])
-                if self.plan.dtype == "bfloat16":  # numpy has no such type: the map holds its bits
+                if self.plan.dtype == "bfloat16":  # numpy has no bfloat16: the map holds the bits as int16
                     values = values.view(torch.bfloat16)
                 out[torch.from_numpy(places)] = values.float()
         return out
@@ -221,9 +232,10 @@ def save_latents(
     image_size: int = 0,
     dtype: str = "float32",
 ) -> LatentStore:
-    """Write latents ``[N, C, h, w]`` that are in memory as a store (see `LatentWriter` for errors)."""
+    """Write latents float ``[N, C, h, w]`` from memory as a store (see `LatentWriter` for errors)."""
     sources = tuple(f"row-{row}" for row in range(latents.shape[0]))
-    plan = StorePlan(vae, vae_fingerprint, tuple(latents.shape[1:]), image_size, sources, dtype=dtype)
+    shape: Any = tuple(latents.shape[1:])  # Any, because `StorePlan` checks that it has three sizes
+    plan = StorePlan(vae, vae_fingerprint, shape, image_size, sources, dtype=dtype)
     writer = LatentWriter(folder, plan)
     for number, rows in writer.missing():
         writer.write(number, latents[rows.start : rows.stop])
@@ -236,7 +248,7 @@ def shard_name(number: int) -> str:
 
 
 def is_latent_store(folder: str | Path) -> bool:
-    """Whether a folder holds an ``index.json`` of this format (its parts may still be damaged)."""
+    """Whether a folder holds an ``index.json`` of this format; other files of the store may still be damaged."""
     try:
         _read_index(Path(folder))
     except InputError:
@@ -244,7 +256,7 @@ def is_latent_store(folder: str | Path) -> bool:
     return True
 
 
-def _read_index(folder: Path) -> tuple[bytes, dict]:
+def _read_index(folder: Path) -> tuple[bytes, dict[str, Any]]:
     path = folder / "index.json"
     try:
         text = path.read_bytes()
@@ -261,7 +273,7 @@ def _read_index(folder: Path) -> tuple[bytes, dict]:
 
 
 def _open_shard(path: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """Memory map of a shard's payload; bfloat16 as its 16 bits."""
+    """Memory map of a shard's tensor; bfloat16 as int16 with the same bits."""
     tag, torch_dtype = _DTYPES[dtype]
     try:
         with path.open("rb") as file:

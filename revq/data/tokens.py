@@ -1,8 +1,8 @@
-"""Tokens on disk: ceil(log2 K) bits an index, every sample on a byte boundary so that one can be read alone.
+"""The token file: ceil(log2 K) bits per index; every sample starts on a byte boundary, so that it can be read alone.
 
-A token file is a safetensors file with one tensor ``tokens`` uint8 ``[B, ceil(T * bits / 8)]`` and, in its metadata, a
-JSON text under ``revq``: format, T, K and the samples' names.  Index t of a sample fills bits t*bits ... (t+1)*bits - 1 of
-its row, lowest bit first, and bit i of a row is bit i mod 8 of byte i // 8.
+A token file is a safetensors file with one tensor ``tokens`` uint8 ``[B, ceil(T * bits / 8)]``; its metadata holds a JSON
+text under ``revq`` with the format, T, K, the samples' names and the model's fingerprint.  Index t of a sample occupies
+bits t*bits ... (t+1)*bits - 1 of its row, lowest bit first; bit i of a row is bit i mod 8 of byte i // 8.
 """
 
 import json
@@ -31,13 +31,13 @@ class TokenFile:
     num_codes: int
     """K."""
     names: tuple[str, ...]
-    """One name a sample."""
+    """One name per sample."""
     model: str
-    """Fingerprint of the model that made them, or empty."""
+    """`revq.tokenizer.token_fingerprint` of the model that made the tokens, or empty."""
 
 
 def bits_per_index(num_codes: int) -> int:
-    """ceil(log2 K), and 1 for K = 1 so that every index takes room."""
+    """ceil(log2 K), but 1 for K = 1."""
     return max(1, (num_codes - 1).bit_length())
 
 
@@ -96,7 +96,9 @@ def load_tokens(path: str | Path) -> TokenFile:
 def pack(indices: np.ndarray, bits: int) -> np.ndarray:
     """Integers ``[B, T]`` below 2**bits -> uint8 ``[B, ceil(T * bits / 8)]``."""
     out = np.empty((indices.shape[0], -(-indices.shape[1] * bits // 8)), np.uint8)
-    for row, sample in enumerate(indices.astype(np.uint64)):  # a sample at a time: the bits take 8 times the room
+    for row, sample in enumerate(
+        indices.astype(np.uint64)
+    ):  # one sample at a time: unpacked bits take 8 times the memory
         ones = (sample[:, None] >> np.arange(bits, dtype=np.uint64)) & np.uint64(1)  # [T, bits]
         out[row] = np.packbits(ones.astype(np.uint8).reshape(-1), bitorder="little")
     return out

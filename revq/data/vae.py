@@ -1,4 +1,4 @@
-"""The frozen image VAE around a ReVQ model: any of three diffusers autoencoders, with raw latents in and out."""
+"""The frozen image VAE of a ReVQ model: one of three diffusers autoencoder classes, with latents in raw units."""
 
 import hashlib
 import json
@@ -16,40 +16,45 @@ CLASSES = ("AutoencoderDC", "AutoencoderKL", "AutoencoderTiny")
 
 
 class FrozenVAE:
-    """An autoencoder that is only used, never trained: eval mode, float32, no gradients.
+    """An autoencoder in eval mode and float32, without gradients.
 
-    Latents are in the VAE's raw units: what its encoder gives and its decoder takes.  ``scaling_factor`` and
-    ``shift_factor``, which diffusion pipelines apply between the two, have no part in it; `Normalizer` takes their place.
+    Latents are in the VAE's raw units: the output of its encoder and the input of its decoder.  ``scaling_factor`` and
+    ``shift_factor``, which diffusion pipelines apply between the two, are not applied; `Normalizer` replaces them.
+
+    Args:
+        vae: a diffusers autoencoder.
+        name: its name.
 
     Attributes:
-        name: "embedded", the absolute path of a folder, or a hub id; `load_vae` takes it again.
+        vae: the autoencoder.
+        name: "embedded", the absolute path of a folder, or a hub id; `load_vae` accepts it.
         class_name: diffusers' class, one of `CLASSES`.
         downscale: image pixels per latent position, along a side.
         latent_channels: C.
-        device: where it runs.
+        device: where the weights are.
     """
 
-    def __init__(self, vae: torch.nn.Module, name: str) -> None:
+    def __init__(self, vae: Any, name: str) -> None:
         self.vae = vae.eval().requires_grad_(False)
         self.name = name
         self.class_name = type(vae).__name__
-        config = vae.config
+        config = self.vae.config
         if self.class_name not in CLASSES:
             raise InputError(f"{name}: expected a VAE of class {', '.join(CLASSES)}, got {self.class_name}")
         if config.in_channels != 3:
             raise InputError(f"{name}: expected a VAE of RGB images (3 channels), got {config.in_channels} channels")
-        self.latent_channels = config.latent_channels
+        self.latent_channels: int = config.latent_channels
         blocks = config.block_out_channels if self.class_name == "AutoencoderKL" else config.encoder_block_out_channels
         self.downscale = 2 ** (len(blocks) - 1)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Where the weights are, and where `encode` and `decode` compute."""
         return next(self.vae.parameters()).device
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the float32 weights with their names and shapes, whatever file they came from (64 hex digits)."""
+        """SHA-256 of the float32 weights with their names and shapes, 64 hex digits; independent of the file format."""
         digest = hashlib.sha256()
         for name, weight in sorted(self.vae.state_dict().items()):
             digest.update(f"{name} {tuple(weight.shape)}\n".encode())
@@ -69,9 +74,9 @@ class FrozenVAE:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Images to latents; of `AutoencoderKL`, the mode of the posterior.
+        """Images to latents; for `AutoencoderKL`, the mode of the posterior.
 
-        Equal images in another batch may differ in the last bits: compare tokens from stored latents.
+        Results depend on batch composition in the last bits.  To compare tokens exactly, start from stored latents.
 
         Args:
             images: float ``[B, 3, H, W]`` in [-1, 1], H and W multiples of ``downscale``.
@@ -108,11 +113,11 @@ class FrozenVAE:
 
 
 def load_vae(name: str | Path = "embedded", *, device: str | torch.device = "cpu") -> FrozenVAE:
-    """Load a VAE by the class that its config.json names; its weights become float32 whatever the file holds.
+    """Load a VAE of the class that its config.json names; weights of any dtype are converted to float32.
 
     Args:
-        name: "embedded" for the one that comes with revq, a folder, or a hub id.
-        device: where it shall run.
+        name: "embedded" for the VAE that ships with revq, a folder, or a hub id.
+        device: where to put the weights.
 
     Raises:
         InputError: if there is no such folder or hub id, its files are missing or damaged, or its class is not one of
@@ -160,10 +165,10 @@ def _load(vae_class: Any, source: str, label: str) -> torch.nn.Module:
             low_cpu_mem_usage=False,
             output_loading_info=True,
         )
-    # A damaged file can raise nearly anything here: safetensors', torch's and pickle's errors, OSError, KeyError, ...
+    # Damaged files raise many types: safetensors', torch's and pickle's errors, OSError, KeyError, ...
     except Exception as error:
         raise InputError(f"{label}: cannot load this {vae_class.__name__} ({one_line(error)})") from error
-    if report["missing_keys"]:  # diffusers leaves them random
+    if report["missing_keys"]:  # diffusers leaves them at random values
         missing = sorted(report["missing_keys"])
         raise InputError(
             f"{label}: the weights lack {len(missing)} tensors of this {vae_class.__name__}: {missing[0]}, ..."

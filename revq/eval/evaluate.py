@@ -1,4 +1,4 @@
-"""How good a model is: its use of the codebooks, its errors on latents, and the pictures that come out."""
+"""Measures of a model: the use of its codebooks, its errors on latents, and its reconstructions of images."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,74 +14,78 @@ if TYPE_CHECKING:
 
 
 class CodeUse(NamedTuple):
-    """How the codes of all G codebooks are chosen in one pass over a store."""
+    """How often the codes of the G codebooks are chosen in one pass over a store."""
 
     utilization: float
-    """Share of the G*K codes chosen at least once."""
+    """Fraction of the G*K codes that are chosen at least once."""
     lowest_utilization: float
-    """The same share in the worst codebook."""
+    """The lowest utilization of a single codebook."""
     perplexity: float
-    """exp(entropy) of the choices, mean over the codebooks; between 1 and K."""
+    """exp(entropy) of the chosen codes, mean over the codebooks; between 1 and K."""
 
 
 class LatentErrors(NamedTuple):
-    """Mean squared errors per number of a latent, in normalized units (1 = predicting the mean)."""
+    """Mean squared errors per element of a latent, in normalized units (1 = the error of predicting the mean)."""
 
     quantized: float
+    """Before the rectifier."""
     rectified: float
+    """After the rectifier."""
 
     @property
     def gain(self) -> float:
-        """Share of the quantization error that the rectifier takes away; negative if it adds to it."""
+        """Fraction by which the rectifier reduces the error; negative if it increases the error."""
         return 1 - self.rectified / self.quantized if self.quantized else 0.0
 
 
 class Reconstructions(NamedTuple):
-    """The same images four times, float32 ``[B, 3, H, W]`` in [-1, 1]."""
+    """Images and three reconstructions of them, float32 ``[B, 3, H, W]`` in [-1, 1]."""
 
     original: Tensor
+    """The images."""
     vae: Tensor
-    """Through the VAE alone."""
+    """Encoded and decoded by the VAE alone."""
     quantized: Tensor
-    """Through the tokens, without the rectifier."""
+    """Encoded to tokens and decoded without the rectifier."""
     rectified: Tensor
-    """Through the tokens and the rectifier."""
+    """Encoded to tokens and decoded with the rectifier."""
 
 
 class Quality(NamedTuple):
-    """Means over images."""
+    """Image quality, means over images."""
 
     psnr: float
+    """In dB."""
     ssim: float
+    """At most 1."""
 
 
 @torch.no_grad()
 def code_use(model: ReVQ, store: LatentStore, *, batch_size: int = 256) -> CodeUse:
-    """Utilization and perplexity over one pass of ``store`` with the model as it is (not the counts of training)."""
-    device = model.quantizer.codebook.device
+    """Utilization and perplexity in one pass over ``store``; the counts of training are neither used nor changed."""
     count = torch.zeros_like(model.quantizer.count)
     for latents in store.batches(batch_size):
-        indices = model.encode_latents(latents.to(device))  # [B, T]; token t uses codebook t mod G
+        indices = model.encode_latents(latents.to(model.device))  # [B, T]; token t uses codebook t mod G
         count_codes_(count, indices.reshape(-1, count.shape[0]))
     return summarize_count(count)
 
 
 def summarize_count(count: Tensor) -> CodeUse:
-    """`CodeUse` of choices that were counted: int64 ``[G, K]``."""
-    share = count.double() / count.sum(dim=1, keepdim=True).clamp(min=1)
-    perplexity = torch.special.entr(share).sum(dim=1).exp()
-    used = (count > 0).double().mean(dim=1)
-    return CodeUse(float(used.mean()), float(used.min()), float(perplexity.mean()))
+    """`CodeUse` of int64 ``[G, K]``: how often each code was chosen."""
+    frequency = count.double() / count.sum(dim=1, keepdim=True).clamp(min=1)
+    perplexity = torch.special.entr(frequency).sum(dim=1).exp()  # [G]
+    utilization = (count > 0).double().mean(dim=1)  # [G]
+    return CodeUse(float(utilization.mean()), float(utilization.min()), float(perplexity.mean()))
 
 
 @torch.no_grad()
 def latent_errors(model: ReVQ, store: LatentStore, *, batch_size: int = 256) -> LatentErrors:
-    """Errors on the latents of ``store`` before and after the rectifier; leaves the model's mode and counts alone."""
-    device, training = model.quantizer.codebook.device, model.training
-    model.eval()
+    """Errors on the latents of ``store`` before and after the rectifier; keeps the model's mode and counts."""
+    training = model.training
+    model.eval()  # eval mode does not count
     quantized = rectified = 0.0
     for latents in store.batches(batch_size):
-        out = model(latents.to(device))  # both losses are means over the batch, and in eval mode nothing is counted
+        out = model(latents.to(model.device))  # both losses are means over the batch
         quantized += float(out.quantizer_loss) * len(latents)
         rectified += float(out.rectifier_loss) * len(latents)
     model.train(training)
@@ -90,7 +94,7 @@ def latent_errors(model: ReVQ, store: LatentStore, *, batch_size: int = 256) -> 
 
 @torch.no_grad()
 def reconstruct(model: ReVQ, vae: "FrozenVAE", images: Tensor, *, batch_size: int = 16) -> Reconstructions:
-    """Send ``images`` float ``[B, 3, H, W]`` in [-1, 1] through the VAE, and through the tokens with and without rectifier."""
+    """Reconstruct ``images`` float ``[B, 3, H, W]`` in [-1, 1] by the VAE alone, and from tokens without and with rectifier."""
     model.eval()
     parts = []
     for batch in images.split(batch_size):

@@ -13,7 +13,7 @@ SIGMA = 1.5
 def psnr(a: Tensor, b: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB over all channels, data range 1.
 
-    (The official evaluation measures the red channel only, so its numbers differ.)
+    The official evaluation measures the red channel only, so its results differ.
 
     Args:
         a, b: float ``[B, C, H, W]`` in [0, 1].
@@ -22,7 +22,7 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
         float32 ``[B]``; infinity for equal images.
 
     Raises:
-        InputError: for other shapes, or numbers outside [0, 1].
+        InputError: for other shapes or dtypes, or values outside [0, 1].
     """
     _check(a, b)
     error = (a.double() - b.double()).square().mean(dim=(1, 2, 3))
@@ -32,8 +32,8 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity (Wang et al., 2004), mean over pixels and channels, data range 1.
 
-    A Gaussian window of 11x11, sigma 1.5, around every pixel, the border mirrored; K1 = 0.01, K2 = 0.03, population
-    variances: the default of torchmetrics (1.9).  Implementations that leave the border out differ in the third digit.
+    A Gaussian window of 11x11 with sigma 1.5 around every pixel, mirrored at the border; K1 = 0.01, K2 = 0.03, population
+    variances: the defaults of torchmetrics (1.9).  Implementations that omit the border differ in the third digit.
 
     Args:
         a, b: float ``[B, C, H, W]`` in [0, 1], H and W at least 11.
@@ -42,7 +42,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
         float32 ``[B]``.
 
     Raises:
-        InputError: for other shapes, or numbers outside [0, 1].
+        InputError: for other shapes or dtypes, or values outside [0, 1].
     """
     _check(a, b)
     if min(a.shape[2:]) < WINDOW:
@@ -59,11 +59,12 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _blur(images: Tensor) -> Tensor:
-    """The Gaussian mean around every pixel, the border mirrored: ``[B, C, H, W]`` -> the same, rows and columns in turn."""
+    """The Gaussian mean around every pixel, mirrored at the border: ``[B, C, H, W]`` -> the same shape."""
     offsets = torch.arange(WINDOW, dtype=images.dtype, device=images.device) - WINDOW // 2
     kernel = torch.exp(-(offsets**2) / (2 * SIGMA**2))
     kernel = kernel / kernel.sum()
     planes = F.pad(images.flatten(0, 1).unsqueeze(1), [WINDOW // 2] * 4, mode="reflect")
+    # The window is separable: one convolution along columns, one along rows.
     planes = F.conv2d(F.conv2d(planes, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
     return planes.view(*images.shape[:2], *planes.shape[2:])
 

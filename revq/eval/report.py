@@ -1,4 +1,4 @@
-"""What a run shows: a plain text table, a picture of images side by side, a plot of the losses."""
+"""Output for people: plain text tables, a sheet of images side by side, a plot of the losses."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned by spaces, the first to the left, the others to the right; a rule under the header.
+    """A plain text table: the first column left-aligned, the others right-aligned, a rule under the header.
 
     Raises:
         ValueError: if a row has more or fewer cells than the header.
@@ -29,7 +29,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def pairs(rows: Sequence[tuple[str, str]]) -> str:
-    """Two aligned columns, name and value."""
+    """A plain text list of names and values in two aligned columns."""
     width = max((len(name) for name, _ in rows), default=0)
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
 
@@ -39,7 +39,7 @@ def save_comparison(path: str | Path, columns: Sequence[tuple[str, Sequence["Ima
 
     Args:
         path: the PNG file.
-        columns: (label, images); all images of one size, all columns equally long.
+        columns: (label, images); all images have one size, all columns one length.
 
     Raises:
         ValueError: if there is no image, or the columns or sizes differ.
@@ -64,8 +64,10 @@ def save_comparison(path: str | Path, columns: Sequence[tuple[str, Sequence["Ima
 
 
 def save_loss_plot(path: str | Path, records: Sequence[dict[str, Any]]) -> None:
-    """Draw a run's losses over its steps from the records of its log (`revq.train.track.read_records`) as a PNG, atomically."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: no global state and no display
+    """Write a PNG with a run's losses over its steps, from the records of its log (`revq.train.read_records`), atomically."""
+    from matplotlib.backends.backend_agg import (
+        FigureCanvasAgg,  # not pyplot, which has global state and needs a display
+    )
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), dpi=110, layout="constrained")

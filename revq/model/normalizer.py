@@ -1,4 +1,4 @@
-"""Statistics of latents, per element, and the normalizer made of them (paper, section 4.1)."""
+"""Mean and variance of each element of a latent, and the normalizer that uses them (paper, section 4.1)."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from revq.errors import InputError
 class LatentStatistics:
     """Mean and population variance of every element of a latent, over a stream of batches, in float64.
 
-    Batches are joined by Chan, Golub and LeVeque's parallel formula, so nothing cancels when the mean is large beside the
-    deviation, and statistics of parts `merge` into those of the whole.
+    Batches are combined by the parallel formula of Chan, Golub and LeVeque, which loses no digits when the mean is large
+    compared with the deviation.  `merge` combines the statistics of parts of a data set.
 
     Attributes:
-        count: samples seen so far.
+        count: number of samples so far.
         mean: float64 ``[*shape]`` on the CPU (None before the first sample).
         variance: float64 ``[*shape]``, the mean squared deviation.
     """
@@ -45,16 +45,16 @@ class LatentStatistics:
         self._join(len(latents), mean.cpu(), squares.cpu())
 
     def merge(self, other: "LatentStatistics") -> None:
-        """Add the samples that ``other`` saw.
+        """Add the samples of ``other``.
 
         Raises:
             InputError: if ``other`` has latents of another shape.
         """
-        if other.count:
+        if other.mean is not None and other._squares is not None:
             self._join(other.count, other.mean, other._squares)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything seen so far: ``count`` (int), ``mean`` and ``squares`` (float64 tensors, None if count is 0)."""
+        """The statistics so far: ``count`` (int), ``mean`` and ``squares`` (float64 tensors, None if count is 0)."""
         return {"count": self.count, "mean": _copy(self.mean), "squares": _copy(self._squares)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -63,7 +63,7 @@ class LatentStatistics:
         self.mean, self._squares = _copy(state["mean"]), _copy(state["squares"])
 
     def _join(self, count: int, mean: Tensor, squares: Tensor) -> None:
-        if not self.count:
+        if self.mean is None or self._squares is None:
             self.count, self.mean, self._squares = count, mean.clone(), squares.clone()
             return
         if mean.shape != self.mean.shape:
@@ -76,9 +76,9 @@ class LatentStatistics:
 
 
 class Normalizer(nn.Module):
-    """Brings every element of a latent to zero mean and unit variance; starts as the identity.
+    """Normalizes every element of a latent to zero mean and unit variance; the identity until it is fitted.
 
-    The statistics belong to elements, not to channels: the official model's do too.
+    The statistics are per element, not per channel, as in the official model.
 
     Args:
         latent_shape: (C, h, w).
@@ -86,6 +86,9 @@ class Normalizer(nn.Module):
     Attributes:
         mean, std: float32 buffers ``[C, h, w]``.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, latent_shape: tuple[int, int, int]) -> None:
         super().__init__()
@@ -99,7 +102,7 @@ class Normalizer(nn.Module):
         Raises:
             InputError: if the statistics are empty, not finite, or of another shape.
         """
-        if not statistics.count:
+        if statistics.mean is None or statistics.variance is None:
             raise InputError("statistics: expected at least one latent, got none")
         if statistics.mean.shape != self.mean.shape:
             raise InputError(f"statistics: expected shape {_text(self.mean)}, got {_text(statistics.mean)}")
@@ -112,7 +115,7 @@ class Normalizer(nn.Module):
 
     def normalize(self, latents: Tensor) -> Tensor:
         """``[B, C, h, w]`` of any floating dtype in the VAE's units -> float32 in units of standard deviations."""
-        # A subtraction and a division, each rounded once, are equal on every device: equal latents give equal tokens.
+        # Subtraction and division are each rounded once, so every device gives the same result and the same tokens.
         return (latents.float() - self.mean) / self.std
 
     def denormalize(self, normalized: Tensor) -> Tensor:

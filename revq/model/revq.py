@@ -1,5 +1,10 @@
-"""The ReVQ model: normalize, quantize, rectify, denormalize (paper, section 3.3, Algorithm 1)."""
+"""The ReVQ model (paper, section 3.3, Algorithm 1): normalize, quantize, rectify, denormalize; and its folder on disk.
 
+A model folder holds ``config.json`` and ``model.safetensors``.  ``tokenizer.json`` is added where the VAE is known whose
+latents the model reads: `revq.Tokenizer` needs it.
+"""
+
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,11 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revq.config import ModelConfig
+from revq import __version__
+from revq.config import ModelConfig, model_config_from_dict, to_dict
+from revq.data.atomic import atomic_folder
+from revq.data.hub import fetch, find_folder, one_line
 from revq.errors import InputError
 from revq.model.normalizer import Normalizer
 from revq.model.rectifier import build_rectifier
 from revq_kernels import FastChannelVQ
+
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+MODEL_FILES = frozenset({CONFIG, WEIGHTS, TOKENIZER})
+"""The files that a model folder may hold; `save_model` replaces them and refuses to delete any other file."""
 
 
 class ReVQOutput(NamedTuple):
@@ -35,15 +47,20 @@ class ReVQ(nn.Module):
 
     Attributes:
         normalizer: `Normalizer`; the identity until it is fitted.
-        quantizer: `FastChannelVQ` with G codebooks; it gives the codebook its gradient and the latents none.
+        quantizer: `FastChannelVQ` with G codebooks; the codebook receives a gradient, the latents receive none.
         rectifier: the network g of Eq. 3, on normalized latents.
 
     Raises:
-        InputError: if the rectifier's configuration does not fit the latent.
+        InputError: if the configuration is invalid, or the rectifier does not fit the latent.
     """
+
+    normalizer: Normalizer
+    quantizer: FastChannelVQ
+    rectifier: nn.Module
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        config.validate()
         self.config = config
         self.normalizer = Normalizer(config.latent_shape)
         self.quantizer = FastChannelVQ(
@@ -56,8 +73,13 @@ class ReVQ(nn.Module):
         )
         self.rectifier = build_rectifier(config.rectifier, config.latent_shape)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model's parameters and buffers are."""
+        return self.normalizer.mean.device
+
     def forward(self, latents: Tensor, *, joint: bool = False) -> ReVQOutput:
-        """Quantize and rectify; in training mode the quantizer counts its choices.
+        """Quantize and rectify; in training mode the quantizer counts how often each code is chosen.
 
         Args:
             latents: float ``[B, C, h, w]`` in the VAE's units; they receive no gradient.
@@ -75,7 +97,7 @@ class ReVQ(nn.Module):
 
     @torch.no_grad()
     def encode_latents(self, latents: Tensor) -> Tensor:
-        """Tokens int64 ``[B, T]`` of latents float ``[B, C, h, w]`` (Eq. 1); counts nothing.
+        """Tokens int64 ``[B, T]`` of latents float ``[B, C, h, w]`` (Eq. 1); does not change the quantizer's counts.
 
         Equal latents give equal tokens on every device and in every batch.
 
@@ -89,7 +111,7 @@ class ReVQ(nn.Module):
         """Latents float32 ``[B, C, h, w]``, in the VAE's units, of tokens ``[B, T]`` of any integer dtype.
 
         Args:
-            rectify: False leaves the rectifier out, for comparison.
+            rectify: False omits the rectifier, for comparison.
 
         Raises:
             InputError: for another shape or dtype, or an index that is not in [0, num_codes).
@@ -102,12 +124,9 @@ class ReVQ(nn.Module):
         """Write config.json and model.safetensors; an older model folder is replaced in one step, whole or not at all.
 
         Raises:
-            InputError: if the folder holds files that are no part of a model folder.
+            InputError: if the folder holds files that do not belong to a model folder.
         """
-        from revq.model.files import model_folder, write_model
-
-        with model_folder(folder) as new:
-            write_model(self, new)
+        save_model(self, folder)
 
     @classmethod
     def from_pretrained(
@@ -121,9 +140,18 @@ class ReVQ(nn.Module):
         Raises:
             InputError: if files are missing or damaged, or do not fit each other.
         """
-        from revq.model.files import read_model
-
-        return read_model(cls, folder_or_hub_id, revision).to(device).eval()
+        config_file = model_file(folder_or_hub_id, CONFIG, revision)
+        weights_file = model_file(folder_or_hub_id, WEIGHTS, revision)
+        config = _read_config(config_file)
+        try:
+            with torch.device("meta"):  # the file brings the values, so no memory and no random numbers are needed
+                model = cls(config)
+        except InputError as error:
+            raise InputError(f"{config_file}: {error}") from None
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"{config_file}: does not describe a model ({one_line(error)})") from error
+        model.load_state_dict(_read_weights(weights_file, model.state_dict()), assign=True)
+        return model.to(device).eval()
 
     def _normalized(self, latents: Tensor) -> Tensor:
         expected = self.config.latent_shape
@@ -140,9 +168,98 @@ class ReVQ(nn.Module):
             raise InputError(f"indices: expected an integer dtype, got {indices.dtype}")
         if indices.dim() != 2 or indices.shape[1] != num_tokens:
             raise InputError(f"indices: expected shape [B, num_tokens={num_tokens}], got {list(indices.shape)}")
-        tokens = indices.to(self.quantizer.codebook.device, torch.int64)
+        tokens = indices.to(self.device, torch.int64)
         if tokens.numel() and not (int(tokens.min()) >= 0 and int(tokens.max()) < num_codes):
             raise InputError(
                 f"indices: expected values in [0, num_codes={num_codes}), got {int(tokens.min())} to {int(tokens.max())}"
             )
         return tokens
+
+
+class LatentOrigin(NamedTuple):
+    """The VAE and the image size that a model's latents come from: the content of ``tokenizer.json``."""
+
+    vae: str
+    """Name of the VAE, which `revq.load_vae` takes."""
+    vae_fingerprint: str
+    """`FrozenVAE.fingerprint` of its weights."""
+    image_size: int
+    """Side of the square images, in pixels."""
+
+
+def save_model(model: ReVQ, folder: str | Path, origin: LatentOrigin | None = None) -> None:
+    """Write a model folder, with a tokenizer.json if ``origin`` is given; an older one is replaced in one step.
+
+    Raises:
+        InputError: if the folder holds files that do not belong to a model folder.
+    """
+    from safetensors.torch import save_file
+
+    config = {"_class_name": type(model).__name__, "_revq_version": __version__, **to_dict(model.config)}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with atomic_folder(folder, MODEL_FILES) as new:
+        (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        save_file(state, new / WEIGHTS, metadata={"format": "pt"})
+        (new / WEIGHTS).chmod((new / CONFIG).stat().st_mode)  # safetensors creates files with mode 0600
+        if origin is not None:
+            (new / TOKENIZER).write_text(json.dumps(origin._asdict(), indent=2) + "\n", encoding="utf-8")
+
+
+def read_origin(path: Path) -> LatentOrigin:
+    """Read a tokenizer.json.
+
+    Raises:
+        InputError: if the file is damaged.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return LatentOrigin(str(values["vae"]), str(values["vae_fingerprint"]), int(values["image_size"]))
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path}: expected JSON with vae, vae_fingerprint and image_size ({error!r})") from error
+
+
+def model_file(folder_or_hub_id: str | Path, filename: str, revision: str | None = None) -> Path:
+    """The path of one file of a model folder; downloads the file if the name is a hub id.
+
+    Raises:
+        InputError: if there is no such folder, file or hub id.
+    """
+    folder = find_folder(folder_or_hub_id, "a model folder")
+    if folder is None:
+        return fetch(str(folder_or_hub_id), filename, revision)
+    if not (folder / filename).is_file():
+        raise InputError(f"{folder}: expected a model folder with {filename}, which is missing")
+    return folder / filename
+
+
+def _read_config(path: Path) -> ModelConfig:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # invalid UTF-8 or invalid JSON
+        raise InputError(f"{path}: expected JSON ({one_line(error)})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a JSON object, got {type(values).__name__}")
+    try:
+        return model_config_from_dict({name: value for name, value in values.items() if not name.startswith("_")})
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _read_weights(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of ``path``, which must have the names and shapes of ``expected``, converted to its dtypes."""
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+    except Exception as error:  # safetensors' own error, or OSError
+        raise InputError(f"{path}: expected a safetensors file ({one_line(error)})") from error
+    for name, tensor in expected.items():
+        if name not in state:
+            raise InputError(f"{path}: expected a tensor {name}, which is missing")
+        if state[name].shape != tensor.shape:
+            raise InputError(f"{path}: expected {name} of shape {list(tensor.shape)}, got {list(state[name].shape)}")
+    surplus = sorted(state.keys() - expected.keys())
+    if surplus:
+        raise InputError(f"{path}: expected no tensor {surplus[0]} in this model")
+    # Copies, because the loaded tensors are a memory map: overwriting the file would change the model.
+    return {name: tensor.to(expected[name].dtype, copy=True) for name, tensor in state.items()}

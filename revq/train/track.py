@@ -1,4 +1,4 @@
-"""The log of a run: one JSON record a line, in a file that `tail -f`, pandas and the loss plot read."""
+"""The log of a run: one JSON record per line, for `tail -f`, pandas and the plot of the losses."""
 
 import json
 from pathlib import Path
@@ -8,14 +8,20 @@ from typing import Any
 from revq.data.atomic import atomic_file
 from revq.errors import InputError
 
+_RENAMED = {
+    "utilisation": "utilization",
+    "lowest_utilisation": "lowest_utilization",
+    "validation_quantised": "validation_quantized",
+}
+
 
 class Tracker:
-    """Appends records to a JSONL file; each is on the file when `log` returns.
+    """Appends records to a JSONL file; each is in the file when `log` returns.
 
     Args:
-        path: the file; its folder is made.
-        step: where the run stands.  Records of later steps, and a last line that a kill cut short, are dropped: a resumed
-            run writes them again.
+        path: the file; its folder is created.
+        step: the step from which the run continues.  Records of later steps, and a last line that is incomplete because
+            the run was killed, are removed; the resumed run writes them again.
     """
 
     def __init__(self, path: str | Path, *, step: int = 0) -> None:
@@ -40,7 +46,9 @@ class Tracker:
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a log, in order; a last line without its end is left out; a missing file has none.
+    """The records of a log, in order; without an incomplete last line; none if the file is missing.
+
+    Early logs have three keys in British spelling; their values are returned under the present names.
 
     Raises:
         InputError: if a line is not a record.
@@ -51,9 +59,9 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(path.read_text().split("\n")[:-1], 1):
         try:
-            record = json.loads(line)
+            record = {_RENAMED.get(key, key): value for key, value in json.loads(line).items()}
             record["step"] = int(record["step"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError(f"{path}, line {number}: expected a JSON record with a step") from None
         records.append(record)
     return records

@@ -1,6 +1,6 @@
-"""Kernels for GPUs, in Triton.  Importing this package imports no Triton and probes no device.
+"""GPU kernels in Triton.  Importing this package imports no Triton and touches no device.
 
-`unavailable` says whether the kernels can run; the first call that needs them imports the rest.
+`unavailable` says whether the kernels can run; `kernels` imports them with the first call that needs them.
 """
 
 import importlib
@@ -16,7 +16,7 @@ class TritonUnavailableError(RuntimeError):
 
 
 def interpreted() -> bool:
-    """Whether Triton's interpreter is switched on, which runs the kernels on CPU tensors, slowly."""
+    """Whether Triton's interpreter is on; it runs the kernels on CPU tensors, slowly."""
     return os.environ.get(INTERPRETED) == "1"
 
 
@@ -32,10 +32,10 @@ def unavailable(device_type: str) -> str | None:
 
 
 def require(device_type: str) -> bool:
-    """Raise unless the kernels can run.
+    """True, so that a compiler can treat the result as a constant.
 
     Raises:
-        TritonUnavailableError: with the reason.
+        TritonUnavailableError: if the kernels cannot run, with the reason.
     """
     reason = unavailable(device_type)
     if reason is not None:
@@ -43,10 +43,10 @@ def require(device_type: str) -> bool:
     return True
 
 
-# What torch.compiler.assume_constant_result sets; that function imports the compiler, and with it Triton.
+# The attribute that torch.compiler.assume_constant_result sets: calling that would import the compiler, and Triton.
 require._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def kernels() -> ModuleType:
-    """The module whose functions implement the operators of ``ops.py``; imports Triton."""
+    """The module with the operators' implementations (`operators.KERNELS`); imports Triton."""
     return importlib.import_module("revq_kernels.triton.operators")

@@ -1,17 +1,16 @@
-"""Where a query's row lies, for tensors of any strides: no contiguous copy of the queries is made."""
+"""Address the rows of a tensor ``[..., G, d]`` of any strides, so that no contiguous copy of the queries is made."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-PER_PROGRAM = 1024
-"""Entries that one program of an elementwise kernel takes."""
 
-
-class GroupedRows(NamedTuple):
+@dataclass(frozen=True)
+class GroupedRows:
     """A tensor ``[..., G, d]`` seen as ``[outer, inner, G, d]``: row n is (n // inner, n mod inner)."""
 
     tensor: Tensor
@@ -22,11 +21,11 @@ class GroupedRows(NamedTuple):
         return self.tensor.shape[0] * self.tensor.shape[1]
 
     def arguments(self) -> tuple[Any, ...]:
-        """What a kernel takes: the tensor, the inner size and the four strides, in elements."""
+        """Kernel arguments: the tensor, the inner size and the four strides, in elements."""
         return self.tensor, self.tensor.shape[1], *self.tensor.stride()
 
-    def rounds(self, rows: int) -> Iterator[tuple[int, "GroupedRows"]]:
-        """Pieces of at most ``rows`` rows in order, each with the number of its first row."""
+    def chunks(self, rows: int) -> Iterator[tuple[int, "GroupedRows"]]:
+        """Chunks of at most ``rows`` rows in order, each with the number of its first row."""
         outer, inner = self.tensor.shape[:2]
         if inner <= rows:
             for first in range(0, outer, rows // inner):
@@ -38,7 +37,7 @@ class GroupedRows(NamedTuple):
 
 
 def grouped_rows(x: Tensor) -> GroupedRows:
-    """View x ``[..., G, d]``, not empty, as rows; only leading dimensions that do not fold into two are copied."""
+    """View x ``[..., G, d]``, not empty, as rows; copies x if its leading dimensions do not fold into two."""
     folded: list[tuple[int, int]] = []  # (size, stride), outermost first
     for size, stride in zip(x.shape[:-2], x.stride()[:-2], strict=True):
         if size == 1:
@@ -54,14 +53,9 @@ def grouped_rows(x: Tensor) -> GroupedRows:
     return GroupedRows(x.as_strided(sizes, strides))
 
 
-def padded(size: int) -> int:
-    """The power of two that holds ``size``: what a Triton block needs."""
-    return 1 << max(0, size - 1).bit_length()
-
-
 @triton.jit
 def query_rows(x, n, group, inner, x_stride_outer, x_stride_inner, x_stride_g):
-    """Pointers to the rows of queries ``n`` (int32, the division is dear in 64 bits) of ``group`` (int64)."""
+    """Pointers to the rows of queries ``n`` of ``group`` (int64); n is cast to int32, since 64-bit division is slow."""
     n = n.to(tl.int32)
     outer = n // inner
     row = x + outer.to(tl.int64) * x_stride_outer + (n - outer * inner).to(tl.int64) * x_stride_inner

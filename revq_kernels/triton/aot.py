@@ -1,15 +1,15 @@
-"""Compile a kernel for a GPU that is not there, and count what its machine code does.
+"""Compile kernels ahead of time for a GPU that this machine lacks, and count the instructions of their machine code.
 
-`compile_for` works without any device: it names the target itself.  For NVIDIA targets the wheel of Triton carries
-the disassembler, so registers, spills and the instructions of every loop can be read from the SASS that would run:
+`compile_for` needs no device, since the target is an argument.  Triton's wheel contains NVIDIA's disassembler, so
+registers, spills and the instructions of every loop can be read from the SASS:
 
     compiled = compile_for(kernel, {"x_ptr": "*fp32", "count": "i32"}, {"BLOCK": 64}, "sm_90", num_warps=8)
     for loop in loops(compiled.sass): print(loop.depth, loop.own)
     instructions_per_pair(compiled, trips=[16, 256], pairs_per_thread=64 * 256)
 
-A loop is a natural loop of the control flow graph: a branch back to an instruction that every path to the branch went
-through, with all that can reach the branch without passing that instruction again.  Both sides of a condition count
-in full, so a count is what one thread issues at most.
+A loop is a natural loop of the control flow graph: a branch back to an instruction that dominates it, with every
+instruction that can reach the branch without passing that one again.  Both sides of a condition count in full, so a
+count is the most that one thread can issue.
 """
 
 import os
@@ -28,7 +28,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from revq_kernels.triton.launch import Launch
+from revq_kernels.triton.launches import Launch
 
 TARGETS = ("sm_80", "sm_89", "sm_90", "sm_100", "gfx942", "gfx950")
 
@@ -45,45 +45,45 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 @dataclass(frozen=True)
 class Compiled:
-    """One kernel for one target; a count the target's tools do not tell is None."""
+    """One kernel for one target; counts that the target's tools do not report are None."""
 
     target: str
     registers: int | None
     """Vector registers of one thread."""
     stack: int | None
-    """Bytes of local (private) memory of one thread: 0 means that nothing was spilled."""
+    """Bytes of local (private) memory of one thread: 0 if no register was spilled."""
     shared: int
     """Bytes of shared memory of one program."""
     asm: Mapping[str, Any]
-    """Every stage that Triton kept: ttir, ttgir, llir, ptx and cubin, or amdgcn and hsaco."""
+    """The output of every compiler stage: ttir, ttgir, llir, then ptx and cubin, or amdgcn and hsaco."""
 
     @cached_property
     def sass(self) -> str:
-        """NVIDIA: the listing of cuobjdump, which takes a second or more; empty for AMD."""
+        """NVIDIA: the disassembly by cuobjdump, which takes a second or more; empty for AMD."""
         return _cuobjdump("-sass", self.asm["cubin"]) if "cubin" in self.asm else ""
 
     @property
     def spills(self) -> int | None:
-        """NVIDIA: instructions that touch local memory; AMD: registers that were spilled."""
+        """NVIDIA: instructions that access local memory; AMD: registers that were spilled."""
         if "cubin" in self.asm:
             return sum(opcode.startswith(("LDL", "STL")) for _, opcode, _ in instructions(self.sass))
         return _notes(self.asm["amdgcn"]).get("vgpr_spill_count")
 
 
 class Loop(NamedTuple):
-    """A loop of the machine code; loops are listed by the address of their first instruction, outer before inner."""
+    """A loop of the machine code; `loops` sorts them by their first address, outer before inner."""
 
     start: int
     end: int
     depth: int
     body: int
-    """Instructions in the loop, those of loops inside it counted once; no NOP is counted."""
+    """Instructions in the loop and in loops inside it, each counted once, without NOP."""
     own: int
-    """Instructions in the loop and in no loop inside it."""
+    """Instructions in the loop but in no loop inside it."""
 
 
 def gpu_target(target: str) -> GPUTarget:
-    """``sm_90`` or ``gfx942`` as Triton names it."""
+    """Triton's description of ``sm_90``, ``gfx942``, ..."""
     if target.startswith("sm_"):
         return GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
     return GPUTarget("hip", target, 64)
@@ -100,11 +100,14 @@ def compile_for(
     fp_fusion: bool = True,
     divisible: Iterable[str] = (),
 ) -> Compiled:
-    """Compile a ``@triton.jit`` function for ``target`` (one of `TARGETS`), with no device needed.
+    """Compile a ``@triton.jit`` function for ``target`` (one of `TARGETS`); no device is needed.
 
-    ``signature`` gives the type of each argument at run time (``"*fp32"``, ``"i64"``, ...), ``constexprs`` the value
-    of all others; an integer argument that a launch would see to be 1 belongs there too.  ``divisible`` names the
-    arguments that are multiples of 16, as a launch finds out by itself.
+    ``signature`` gives the type of each run time argument (``"*fp32"``, ``"i64"``, ...), ``constexprs`` the value of
+    all others, including integer arguments that a launch would specialize because they are 1.  ``divisible`` names the
+    arguments that are multiples of 16, which a launch would detect.
+
+    Raises:
+        ValueError: if an argument has neither a type nor a value.
     """
     types = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
     missing = [name for name, kind in types.items() if kind == "constexpr" and name not in constexprs]
@@ -117,17 +120,17 @@ def compile_for(
     shared = compiled.metadata.shared
     if target.startswith("sm_"):
         usage = _cuobjdump("--dump-resource-usage", compiled.asm["cubin"])
-        registers, stack = (int(re.search(rf"\b{name}:(\d+)", usage).group(1)) for name in ("REG", "STACK"))
-        return Compiled(target, registers, stack, shared, compiled.asm)
+        counts = {name: int(count) for name, count in re.findall(r"\b(REG|STACK):(\d+)", usage)}
+        return Compiled(target, counts["REG"], counts["STACK"], shared, compiled.asm)
     notes = _notes(compiled.asm["amdgcn"])
     return Compiled(target, notes.get("vgpr_count"), notes.get("private_segment_fixed_size"), shared, compiled.asm)
 
 
 def compile_launch(launch: Launch, target: str) -> Compiled:
-    """Compile what a launch would compile on ``target``, by the types and values of its arguments.
+    """Compile what a launch would compile on ``target``, given the types and values of its arguments.
 
-    As at a launch: an integer 1 becomes a constant, multiples of 16 are known to be such, and neither where the kernel
-    says ``do_not_specialize``.  Tensors may be on any device, the meta device too; they count as aligned to 16 bytes.
+    As in a launch, an integer 1 becomes a constant and multiples of 16 are marked as divisible, unless the kernel has
+    the argument in ``do_not_specialize``.  Tensors may be on any device, including meta, and count as 16-byte aligned.
     """
     kernel = launch.kernel
     signature: dict[str, str] = {}
@@ -143,13 +146,18 @@ def compile_launch(launch: Launch, target: str) -> Compiled:
             if value % 16 == 0 and not parameter.do_not_specialize:
                 divisible.append(parameter.name)
     return compile_for(
-        kernel, signature, constants, target,
-        num_warps=launch.num_warps, fp_fusion=launch.fp_fusion, divisible=divisible,
-    )  # fmt: skip
+        kernel,
+        signature,
+        constants,
+        target,
+        num_warps=launch.num_warps,
+        fp_fusion=launch.fp_fusion,
+        divisible=divisible,
+    )
 
 
 def _cuobjdump(what: str, cubin: bytes) -> str:
-    # cuobjdump looks for nvdisasm in PATH
+    # cuobjdump finds nvdisasm through PATH
     environment = {**os.environ, "PATH": f"{TOOLS}{os.pathsep}{os.environ.get('PATH', '')}"}
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -163,7 +171,7 @@ def _notes(amdgcn: str) -> dict[str, int]:
 
 
 def instructions(sass: str) -> list[tuple[int, str, str]]:
-    """(address, opcode, the whole text with its predicate) of every instruction."""
+    """(address, opcode, text including the predicate) of every instruction in a SASS listing."""
     found = []
     for address, text in re.findall(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?);", sass, re.MULTILINE):
         words = text.split()
@@ -173,13 +181,13 @@ def instructions(sass: str) -> list[tuple[int, str, str]]:
 
 
 def _blocks(code: list[tuple[int, str, str]]) -> tuple[list[range], list[list[int]]]:
-    """Basic blocks as ranges of instruction numbers, and the blocks that may follow each."""
+    """(basic blocks as ranges of instruction numbers, the successors of each block)."""
     number = {address: i for i, (address, _, _) in enumerate(code)}
     jump: dict[int, int] = {}
     ends = set()
     for i, (_, opcode, text) in enumerate(code):
         target = re.search(r"(?:`\(.*?\)|\b(0x[0-9a-f]+))\s*$", text)
-        # a conditional call is how ptxas sometimes leaves a loop: a jump that never returns
+        # ptxas sometimes leaves a loop by a conditional call that never returns: treat it as a jump
         jumps = opcode.startswith("BRA") or (opcode.startswith("CALL") and text.startswith("@"))
         if jumps and target and target.group(1):
             jump[i] = number[int(target.group(1), 16)]
@@ -193,7 +201,7 @@ def _blocks(code: list[tuple[int, str, str]]) -> tuple[list[range], list[list[in
         last = block[-1]
         _, opcode, text = code[last]
         after = [block_of[jump[last]]] if last in jump else []
-        # an unconditional branch may still name a predicate after its opcode (BRA P0, 0x10; BRA.DIV, BRA.U)
+        # a predicate after the opcode makes a branch conditional as well (BRA P0, 0x10; BRA.DIV, BRA.U)
         plain = re.fullmatch(r"(BRA|EXIT|RET\S*|BRX|JMP|KILL)(\s+0x[0-9a-f]+|\s+R\d+.*)?\s*", text)
         if not plain and i + 1 < len(blocks):
             after.append(i + 1)
@@ -210,26 +218,28 @@ def loops(sass: str) -> list[Loop]:
         for j in after:
             before[j].append(i)
     everything = set(range(len(blocks)))
-    over = [{0}] + [set(everything) for _ in blocks[1:]]  # over[i]: the blocks that every path to i goes through
+    dominators = [{0}] + [set(everything) for _ in blocks[1:]]
     changed = True
     while changed:
         changed = False
         for i in range(1, len(blocks)):
-            paths = [over[j] for j in before[i]]
+            paths = [dominators[j] for j in before[i]]
             new = (set.intersection(*paths) if paths else set()) | {i}
-            changed |= new != over[i]
-            over[i] = new
+            changed |= new != dominators[i]
+            dominators[i] = new
     members: list[tuple[int, set[int]]] = []
     for i, after in enumerate(following):
         for head in after:
-            if head in over[i] and not (head == i and len(blocks[i]) == 1):  # the padding after EXIT branches to itself
+            if head in dominators[i] and not (
+                head == i and len(blocks[i]) == 1
+            ):  # not the padding after EXIT, which branches to itself
                 found, todo = {head}, [i]
                 while todo:
                     block = todo.pop()
                     if block not in found:
                         found.add(block)
                         todo += before[block]
-                # one loop in another may begin at the same instruction; two ways back of one loop do not nest
+                # two back edges to one head belong to one loop, unless the loops nest
                 for k, (other_head, other) in enumerate(members):
                     if other_head == head and not (found < other or other < found):
                         members[k] = (head, found | other)
@@ -248,10 +258,13 @@ def loops(sass: str) -> list[Loop]:
 
 
 def instructions_per_pair(compiled: Compiled, trips: Sequence[int], pairs_per_thread: int) -> float:
-    """Instructions one thread issues in loops, for each pair of a query and a code that is its share.
+    """Instructions in loops that one thread issues, divided by the (query, code) pairs of that thread.
 
-    ``trips`` says for every loop of `loops` (in that order) how often its body runs in the span that ``pairs_per_thread``
-    counts, all entries of the loop together.
+    ``trips`` says for every loop of `loops`, in that order, how often its body runs in total while the thread computes
+    ``pairs_per_thread`` pairs.
+
+    Raises:
+        ValueError: if ``trips`` has another length than there are loops.
     """
     found = loops(compiled.sass)
     if len(trips) != len(found):

@@ -1,14 +1,15 @@
-"""The operators of ``ops.py`` in Triton: arguments are checked already."""
+"""The operators of ``ops.py`` in Triton; ``ops.py`` has checked the arguments."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from revq_kernels.triton.accumulate import count_codes_, segment_sum, segment_sum_atomic
+from revq_kernels.triton.certificate import tensor_cores_keep_the_bound
 from revq_kernels.triton.launches import search
 from revq_kernels.triton.plan import Plan, make_plan, target_of
-from revq_kernels.triton.selftest import tensor_cores_keep_the_bound
-
-__all__ = ["count_codes_", "explain", "nearest_code", "quantize", "segment_sum", "segment_sum_atomic"]
 
 
 def nearest_code(x: Tensor, codebook: Tensor) -> Tensor:
@@ -20,7 +21,10 @@ def nearest_code(x: Tensor, codebook: Tensor) -> Tensor:
 
 
 def quantize(x: Tensor, codebook: Tensor, count: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The search, the gather and the count: (quantized ``[..., G, d]`` in x's dtype, indices ``[..., G]``)."""
+    """Search, gather and count: (quantized ``[..., G, d]`` in x's dtype, indices int64 ``[..., G]``).
+
+    ``count`` int64 ``[G, K]``, if given, is increased by how often each code was chosen.
+    """
     indices = torch.empty(x.shape[:-1], dtype=torch.int64, device=x.device)
     quantized = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if x.numel():
@@ -30,7 +34,7 @@ def quantize(x: Tensor, codebook: Tensor, count: Tensor | None) -> tuple[Tensor,
 
 
 def plan_for(x: Tensor, codebook: Tensor) -> Plan:
-    """What `nearest_code` and `quantize` run for these arguments."""
+    """The plan that `nearest_code` and `quantize` run for these arguments."""
     problem = (x.shape[:-2].numel(), *codebook.shape)
     target = target_of(x.device)
     contiguous = codebook.is_contiguous()
@@ -48,11 +52,11 @@ def explain(x: Tensor, codebook: Tensor) -> str:
     return f"{plan.form} form on {target_of(x.device).card} ({plan.reason}); {plan.splits} splits of the codes"
 
 
-KERNELS = {
-    "count_codes_": count_codes_,
+KERNELS: dict[str, Callable[..., Any]] = {
     "nearest_code": nearest_code,
     "quantize": quantize,
+    "count_codes_": count_codes_,
     "segment_sum": segment_sum,
     "segment_sum_atomic": segment_sum_atomic,
 }
-"""What `revq_kernels.ops` finds here: operator name -> function."""
+"""Every operator that has a Triton implementation, by its name in ``ops.py``."""

@@ -1,6 +1,6 @@
-"""Measure the first passes' block sizes on the card at hand, and keep the best: ``python -m revq_kernels.triton.tune``.
+"""Tune the block sizes of the first passes on this machine's card: ``python -m revq_kernels.triton.tune``.
 
-Writes ``configs/<card>.json`` beside this file, which every later search on this card reads.  A candidate is timed only
+Writes ``configs/<card>.json`` beside this file, which later searches on this card read.  A configuration is timed only
 after its indices were compared with those of the direct form.
 """
 
@@ -11,15 +11,15 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 import triton
 
 from revq_kernels.triton import plan as planning
-from revq_kernels.triton.blocks import FirstPassConfig, default_first_pass
 from revq_kernels.triton.launches import search
-from revq_kernels.triton.plan import Target, make_plan, target_of
+from revq_kernels.triton.plan import FirstPassConfig, Target, default_first_pass, make_plan, target_of
 
 SHAPES = (
     (256, 512, 16384, 4),
@@ -28,22 +28,26 @@ SHAPES = (
     (16384, 1, 16384, 64),
     (8192, 1, 8192, 256),
 )
-"""(N, G, K, d) of what is tuned: one shape for each code dimension."""
+"""The tuned problems as (N, G, K, d): one for each code dimension."""
 
 
-def candidates(form: str, d: int, arch: str) -> Iterator[FirstPassConfig]:
+def configurations(form: str, d: int, arch: str) -> Iterator[FirstPassConfig]:
     """The analytic default, and its neighbors in every block size."""
     default = default_first_pass(form, d, arch)
     yield default
-    a, b, c, e = default.lanes
     for queries in (default.block_queries // 2, default.block_queries, default.block_queries * 2):
-        for longer in (1, 2):
+        for factor in (1, 2):
+            lanes = default.lanes._replace(outer_members=default.lanes.outer_members * factor)
             for tiles in (default.cell_tiles // 2, default.cell_tiles, default.cell_tiles * 2):
                 for warps in (4, 8):
                     changed = replace(
-                        default, block_queries=queries, block_codes=default.block_codes * longer,
-                        lanes=(a, b * longer, c, e), cell_tiles=max(tiles, default.unroll), num_warps=warps,
-                    )  # fmt: skip
+                        default,
+                        block_queries=queries,
+                        block_codes=default.block_codes * factor,
+                        lanes=lanes,
+                        cell_tiles=max(tiles, default.unroll),
+                        num_warps=warps,
+                    )
                     if changed != default and queries >= 16:
                         yield changed
 
@@ -62,10 +66,10 @@ def median_ms(call: Callable[[], object], rounds: int = 9) -> float:
 
 
 def tune(form: str, shape: tuple[int, int, int, int], target: Target) -> tuple[FirstPassConfig, float, float]:
-    """(the fastest configuration, its ms, the default's ms) for one shape.
+    """(the fastest configuration, its time, the default's time), times in milliseconds, for one problem.
 
     Raises:
-        RuntimeError: if a configuration finds another index than the direct form.
+        RuntimeError: if a configuration returns another index than the direct form.
     """
     rows, num_groups, num_codes, d = shape
     generator = torch.Generator("cuda").manual_seed(0)
@@ -74,26 +78,26 @@ def tune(form: str, shape: tuple[int, int, int, int], target: Target) -> tuple[F
     indices, expected = (torch.empty(rows, num_groups, dtype=torch.int64, device="cuda") for _ in range(2))
     search(x, codebook, expected, None, None, make_plan(*shape, target, "direct"))
     times: dict[FirstPassConfig, float] = {}
-    for candidate in candidates(form, d, target.arch):
-        plan = make_plan(*shape, target, first_pass=candidate)
+    for config in configurations(form, d, target.arch):
+        plan = make_plan(*shape, target, first_pass=config)
         try:
             search(x, codebook, indices, None, None, plan)
         except triton.runtime.errors.OutOfResources:
             continue
         if not torch.equal(indices, expected):
-            raise RuntimeError(f"{candidate}: wrong index; nothing is tuned on a wrong kernel")
-        times[candidate] = median_ms(lambda plan=plan: search(x, codebook, indices, None, None, plan))
-        print(f"  {times[candidate]:8.3f} ms  {candidate}", flush=True)
+            raise RuntimeError(f"{config}: returned a wrong index, so nothing is tuned")
+        times[config] = median_ms(partial(search, x, codebook, indices, None, None, plan))
+        print(f"  {times[config]:8.3f} ms  {config}", flush=True)
     best = min(times, key=times.__getitem__)
     return best, times[best], next(iter(times.values()))
 
 
 def main(arguments: list[str]) -> None:
-    """Tune every form and shape, and write the file."""
+    """Tune every form and problem, and write the file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--form", nargs="+", choices=planning.FORMS[:2], default=list(planning.FORMS[:2]))
-    parser.add_argument("--d", type=int, nargs="+", help="code dimensions, of those that have a shape; default all")
-    parser.add_argument("--out", type=Path, help="default: the file that later searches read")
+    parser.add_argument("--d", type=int, nargs="+", help="code dimensions to tune (those of SHAPES); default all")
+    parser.add_argument("--out", type=Path, help="output file; default the one that later searches read")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         sys.exit("tune: needs a CUDA device, and torch sees none")

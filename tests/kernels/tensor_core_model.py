@@ -1,8 +1,8 @@
-"""A first pass in numpy, with tensor cores as they are known or feared to round.
+"""A numpy model of the first pass, with the roundings that tensor cores are known or allowed to have.
 
-Products of float16 numbers are exact.  `Rounding` says how they are added: NVIDIA's units take a block of 4 to 16 of
-them and the accumulator, align all to the largest, cut each off at some bit, and add what is left; other orders and
-roundings are what the documents would allow.  All arrays have leading dimensions at will; the last is a vector's.
+Products of float16 values are exact.  `Rounding` says how they are added: measured NVIDIA units take blocks of 4 to 16
+products and the accumulator, align them to the largest, truncate each at some bit, and add.  PTX also allows other
+orders and roundings.  Arrays have any leading dimensions; the last dimension is that of a vector.
 """
 
 from typing import NamedTuple
@@ -24,9 +24,9 @@ class Rounding(NamedTuple):
     block: int = 0
     """Terms added at once beside the accumulator; 0: one at a time, each sum rounded to float32."""
     bits: int = 24
-    """Bits that a term keeps, counted from the largest term's first bit (block > 0)."""
+    """Bits that a term keeps, counted from the leading bit of the largest term (block > 0)."""
     truncate: bool = True
-    """Sums are cut off at 24 bits, or rounded to nearest."""
+    """Whether sums are truncated to 24 bits; otherwise they are rounded to nearest."""
     order: str = "forward"
 
 
@@ -46,8 +46,8 @@ ROUNDINGS = (
 )
 
 
-def cut(value: Array, bits: int) -> Array:
-    """float64 -> the same with its first ``bits`` bits, the others dropped."""
+def truncated(value: Array, bits: int) -> Array:
+    """float64 values with their mantissas truncated to ``bits`` bits."""
     mantissa, exponent = np.frexp(value)
     return np.ldexp(np.trunc(np.ldexp(mantissa, bits)), exponent - bits)
 
@@ -69,18 +69,18 @@ def accumulate(terms: Array, rounding: Rounding, start: Array | float = 0.0) -> 
             block = np.trunc(block / unit[..., None]) * unit[..., None]
             total = np.trunc(total / unit) * unit
         total = total + block.sum(-1)
-        total = cut(total, 24) if rounding.truncate else total.astype(F32).astype(np.float64)
+        total = truncated(total, 24) if rounding.truncate else total.astype(F32).astype(np.float64)
     return total.astype(F32)
 
 
 def half(value: Array) -> NDArray[np.float32]:
-    """Rounded to float16, subnormal results flushed; as float32."""
+    """Rounded to float16, with subnormal results flushed to zero; as float32."""
     rounded = value.astype(np.float16).astype(F32)
     return np.where(np.abs(value) < F32(proven.SMALLEST_NORMAL), F32(0), rounded)
 
 
 def float_sum(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A sum in float32, one number after the other."""
+    """The sum over the last dimension in float32, in index order."""
     total = values[..., 0]
     for j in range(1, values.shape[-1]):
         total = total + values[..., j]
@@ -88,7 +88,7 @@ def float_sum(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 class Pass(NamedTuple):
-    """What a first pass computes, per query ``[...]`` and per code ``[..., K]``, all float32."""
+    """The results of a first pass, per query ``[...]`` or per code ``[..., K]``, all float32."""
 
     score: Array
     a2: Array
@@ -103,25 +103,30 @@ def centered(value: NDArray[np.float32], center: NDArray[np.float32], scale: flo
 
 
 def first_pass(
-    x: NDArray[np.float32], codes: NDArray[np.float32], form: str, parts: int, total: Array, rounding: Rounding,
+    x: NDArray[np.float32],
+    codes: NDArray[np.float32],
+    form: str,
+    products: int,
+    total: Array,
+    rounding: Rounding,
     norm_in_slots: bool = True,
-) -> Pass:  # fmt: skip
+) -> Pass:
     """Scores of centered, scaled x ``[..., d]`` against codes ``[..., K, d]``; ``total`` is T ``[...]``."""
     x = x[..., None, :]
     total = np.asarray(total, F32)[..., None]
     x_high, c_high = (x, codes) if form == "fma" else (half(x), half(codes))
-    x_low, c_low = (half(x - x_high), half(codes - c_high)) if parts == 3 else (x_high * 0, c_high * 0)
+    x_low, c_low = (half(x - x_high), half(codes - c_high)) if products == 3 else (x_high * 0, c_high * 0)
     x_h, c_h = x_high + x_low, c_high + c_low  # exact
     norm = float_sum(c_h * c_h) + total
     if form == "fma":
         score = norm
         for j in range(x.shape[-1]):
             product = -2 * x_h[..., j].astype(np.float64) * c_h[..., j]
-            if rounding.truncate:  # stands for a compiler that does not fuse
+            if rounding.truncate:  # models a compiler that does not fuse multiply and add
                 product = product.astype(F32)
             score = (score + product.astype(np.float64)).astype(F32)
     else:
-        pairs = [(x_high, c_high)] + [(x_high, c_low), (x_low, c_high)] * (parts == 3)
+        pairs = [(x_high, c_high)] + [(x_high, c_low), (x_low, c_high)] * (products == 3)
         terms = np.concatenate([-2.0 * a.astype(np.float64) * b for a, b in pairs], axis=-1)
         if norm_in_slots:
             high = half(norm * F32(2.0**-8))
@@ -136,12 +141,12 @@ def first_pass(
 
 
 def total_of(a2: Array) -> NDArray[np.float32]:
-    """The smallest T of a program that holds a query of squared norm ``a2``."""
+    """The smallest T of a program with a query of squared norm ``a2``."""
     return a2.astype(F32) * F32(1 + proven.SCORE_PAD) + F32(proven.SCORE_PAD)
 
 
 def low_bits(score: NDArray[np.float32], id_bits: int, ones: bool) -> NDArray[np.float32]:
-    """Scores with their low bits set to ones or zeros, as if they held a cell's number."""
+    """Scores with their low bits set to ones or zeros, as an upper or lower bound where they hold a step's number."""
     mask = np.int32((1 << id_bits) - 1)
     bits = score.view(np.int32)
     return (bits | mask if ones else bits & ~mask).view(F32)
@@ -151,7 +156,7 @@ def low_bits(score: NDArray[np.float32], id_bits: int, ones: bool) -> NDArray[np
 def certify(
     smallest: Array, a2: Array, x_error2: Array, total: Array, scale: float, bound: proven.Certificate
 ) -> tuple[Array, Array, Array]:
-    """The twin of the kernels' function of that name: (offset, limit, published), each operation rounded to float32."""
+    """As the kernels' `certify`: (offset, limit, published), each operation rounded to float32."""
     eta_x, eta, abs_r, acc_a, acc_t, abs_s, rel, d_rel, d_abs, widen = (F32(value) for value in bound)
     one, two, scale = F32(1), F32(2), F32(scale)
     slack = acc_a * a2 + acc_t * total + abs_s
@@ -162,47 +167,57 @@ def certify(
     gap = (two * error + d_rel * (near + error) + scale * d_abs) * widen
     far = near + gap
     limit = far * far * (one + two * rel)
-    say = (far <= F32(0.4 * proven.RANGE)) & (far <= scale * F32(2.0**62))
-    return offset, np.where(near <= F32(proven.RANGE / 2), limit, F32(-1)), np.where(say, limit, F32(np.inf))
+    proves = (far <= F32(0.4 * proven.RANGE)) & (far <= scale * F32(2.0**62))
+    return offset, np.where(near <= F32(proven.RANGE / 2), limit, F32(-1)), np.where(proves, limit, F32(np.inf))
 
 
 def distance(x: NDArray[np.float32], codes: NDArray[np.float32]) -> NDArray[np.float32]:
-    """D of the contract: x ``[..., d]``, codes ``[..., K, d]`` -> float32 ``[..., K]``."""
+    """The contract's exact distance: x ``[..., d]``, codes ``[..., K, d]`` -> float32 ``[..., K]``."""
     difference = x[..., None, :] - codes
     return float_sum(difference * difference)
 
 
 class Verdict(NamedTuple):
-    """Per query: how the certificate did."""
+    """The result of the certificate, per query."""
 
     excluded: NDArray[np.bool_]
-    """The nearest by D stands above the limit: the first pass would return a wrong index."""
+    """The nearest code by exact distance is above the limit: the search would return a wrong index."""
     used: Array
-    """(nearest's score - smallest score) / (what the limit allows): above 1 it is excluded; id bits left aside."""
+    """(score of the nearest - smallest score) / (what the limit allows), without low bits: excluded above 1."""
     candidates: NDArray[np.int64]
     """Codes up to the limit."""
-    settled: NDArray[np.bool_]
+    certified: NDArray[np.bool_]
+    """A limit was published."""
 
 
 def judge(
-    x: NDArray[np.float32], codes: NDArray[np.float32], bound: proven.Certificate, form: str, parts: int,
-    rounding: Rounding, *, center: Array | float = 0.0, scale: float = 1.0, spread: Array | float = 1.0,
-    id_bits: int = 8, norm_in_slots: bool = True,
-) -> Verdict:  # fmt: skip
-    """One program over x ``[..., d]`` and codes ``[..., K, d]`` whose farthest query has ``spread`` times the a2."""
+    x: NDArray[np.float32],
+    codes: NDArray[np.float32],
+    bound: proven.Certificate,
+    form: str,
+    products: int,
+    rounding: Rounding,
+    *,
+    center: Array | float = 0.0,
+    scale: float = 1.0,
+    spread: Array | float = 1.0,
+    id_bits: int = 8,
+    norm_in_slots: bool = True,
+) -> Verdict:
+    """One program over x ``[..., d]`` and codes ``[..., K, d]``; its largest |x_h|^2 is ``spread`` times that of x."""
     d = x.shape[-1]
     center = np.broadcast_to(np.asarray(center, F32), (d,))
     near_x, near_codes = centered(x, center, scale), centered(codes, center, scale)
-    plain = first_pass(near_x, near_codes[..., :1, :], form, parts, np.ones(x.shape[:-1]), ROUNDINGS[8])
+    plain = first_pass(near_x, near_codes[..., :1, :], form, products, np.ones(x.shape[:-1]), ROUNDINGS[8])
     total = total_of((plain.a2 * spread).astype(F32))
-    result = first_pass(near_x, near_codes, form, parts, total, rounding, norm_in_slots)
+    result = first_pass(near_x, near_codes, form, products, total, rounding, norm_in_slots)
     smallest = low_bits(result.score, id_bits, True).min(-1)
     offset, limit, published = certify(smallest, result.a2, result.x_error2, total, scale, bound)
     below = np.maximum(low_bits(result.score, id_bits, False) - offset[..., None], F32(0))
-    winner = distance(x, codes).argmin(-1)[..., None]  # the first among equals
+    winner = distance(x, codes).argmin(-1)[..., None]  # the lowest index among equal distances
     of_winner = np.take_along_axis(result.score, winner, -1)[..., 0]
-    settled = published < np.inf
+    certified = published < np.inf
     allowed = limit.astype(np.float64) + offset - result.score.min(-1)
-    used = np.where(settled, (of_winner.astype(np.float64) - result.score.min(-1)) / allowed, 0.0)
-    excluded = settled & (np.take_along_axis(below, winner, -1)[..., 0] > limit)
-    return Verdict(excluded, used, (below <= limit[..., None]).sum(-1), settled)
+    used = np.where(certified, (of_winner.astype(np.float64) - result.score.min(-1)) / allowed, 0.0)
+    excluded = certified & (np.take_along_axis(below, winner, -1)[..., 0] > limit)
+    return Verdict(excluded, used, (below <= limit[..., None]).sum(-1), certified)

@@ -1,8 +1,9 @@
-"""Every kernel as it is shipped, compiled for cards that are not there: no spills, bounded shared memory, counted loops.
+"""Compile every shipped kernel ahead of time: no spills, bounded shared memory, bounded instructions per pair.
 
-REVQ_AOT=all compiles every configuration for every card, which takes most of an hour; otherwise a choice of them.
+REVQ_AOT=all compiles every configuration for every card, which takes most of an hour; the default is a selection.
 """
 
+import dataclasses
 import os
 from functools import cache
 
@@ -16,13 +17,12 @@ if triton.interpreted():
 if triton.unavailable("cuda") is not None:
     pytest.skip(f"no Triton: {triton.unavailable('cuda')}", allow_module_level=True)
 
-from revq_kernels.triton import aot, blocks, launches
+from revq_kernels.triton import aot, launches
 from revq_kernels.triton import plan as planning
-from revq_kernels.triton.launch import Launch
-from revq_kernels.triton.long_plan import chunks, pitch, plan_long
+from revq_kernels.triton.launches import Launch
 
 SHARED = {"sm_80": 163, "sm_89": 99, "sm_90": 227, "sm_100": 227, "gfx942": 64}
-"""Kilobytes that one program may have."""
+"""Kilobytes of shared memory that one program may use."""
 
 FEW = [
     *(("sm_90", "tensor_core", d, torch.float32, True) for d in (4, 8, 16, 64, 256)),
@@ -33,7 +33,7 @@ FEW = [
     *((target, "tensor_core", d, torch.float32, True) for target in SHARED if target != "sm_90" for d in (4, 8, 256)),
     *((target, form, 8, torch.float32, True) for target in SHARED if target != "sm_90" for form in ("fma", "direct")),
 ]
-"""What `make test` has the time for."""
+"""The cases of `make test`."""
 
 ALL = [
     (target, form, d, dtype, contiguous)
@@ -51,8 +51,10 @@ ALL = [
 CASES = ALL if os.environ.get("REVQ_AOT") == "all" else FEW
 
 
-def launches_of(target: str, form: str, d: int, dtype: torch.dtype, contiguous: bool, parts: int = 1) -> list[Launch]:
-    """What a search of 256 queries in 512 groups among 16,384 codes would launch on a card with 132 multiprocessors."""
+def launches_of(
+    target: str, form: str, d: int, dtype: torch.dtype, contiguous: bool, products: int = 1
+) -> list[Launch]:
+    """The launches of a search: 256 queries in each of 512 groups, 16,384 codes, a card with 132 multiprocessors."""
     rows, num_groups, num_codes = 256, 512, 16384
     x = torch.empty(rows, num_groups, d, device="meta", dtype=dtype)
     codebook = torch.empty(num_groups, num_codes, d, device="meta", dtype=dtype)
@@ -60,20 +62,20 @@ def launches_of(target: str, form: str, d: int, dtype: torch.dtype, contiguous: 
         codebook = torch.empty(num_groups, d, num_codes, device="meta", dtype=dtype).transpose(1, 2)
     card = planning.Target(target, 132, "a card")
     first_pass = None
-    if parts == 3:
-        default = blocks.default_first_pass(form, d, target, contiguous=False)  # the smaller tile
-        first_pass = blocks.FirstPassConfig(**{**default.__dict__, "parts": 3})
+    if products == 3:
+        default = planning.default_first_pass(form, d, target, contiguous=False)  # the smaller tile
+        first_pass = dataclasses.replace(default, products=3)
     plan = planning.make_plan(rows, num_groups, num_codes, d, card, form, first_pass, contiguous)
     indices = torch.empty(rows, num_groups, dtype=torch.int64, device="meta")
     count = torch.empty(num_groups, num_codes, dtype=torch.int64, device="meta")
-    this = next(launches.rounds_of(x, codebook, indices, x, count, plan))
-    return list(launches.launches(this))
+    chunk = next(launches.query_chunks(x, codebook, indices, x, count, plan))
+    return list(launches.launches(chunk, plan))
 
 
 @cache
-def compiled(target: str, form: str, d: int, kernel: str, parts: int = 1) -> tuple[aot.Compiled, Launch]:
-    """The kernel of that name among the launches for float32."""
-    launch = next(x for x in launches_of(target, form, d, torch.float32, True, parts) if x.kernel.__name__ == kernel)
+def compiled(target: str, form: str, d: int, kernel: str, products: int = 1) -> tuple[aot.Compiled, Launch]:
+    """The kernel of that name among the launches for float32 inputs."""
+    launch = next(x for x in launches_of(target, form, d, torch.float32, True, products) if x.kernel.__name__ == kernel)
     return aot.compile_launch(launch, target), launch
 
 
@@ -87,9 +89,9 @@ def test_nothing_shipped_spills(target, form, d, dtype, contiguous):
         assert kernel.shared <= SHARED.get(target, 64) * 1024
 
 
-@pytest.mark.parametrize("kernel", ["settle", "fallback", "direct_search"])
+@pytest.mark.parametrize("kernel", ["rerank", "fallback", "direct_search"])
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
-def test_what_computes_the_contracts_distance_fuses_and_flushes_nothing(kernel, target):
+def test_exact_distance_is_neither_fused_nor_flushed(kernel, target):
     form = "direct" if kernel == "direct_search" else "tensor_core"
     found = compiled(target, form, 8, kernel)[0]
     opcodes = {opcode for _, opcode, _ in aot.instructions(found.sass)}
@@ -99,9 +101,9 @@ def test_what_computes_the_contracts_distance_fuses_and_flushes_nothing(kernel, 
 
 
 def per_pair(kernel: aot.Compiled, launch: Launch, inner_tiles: int) -> float:
-    """Instructions per pair of query and code: the loop over tiles, and that over steps around it, by their trips.
+    """Instructions per (query, code) pair: the loop over tiles and the loop over steps around it, times their trips.
 
-    ``inner_tiles`` tiles are one trip of the inner loop.  What a program does once is left out.
+    ``inner_tiles`` tiles are one trip of the inner loop.  Instructions outside loops are not counted.
     """
     sizes = launch.constants
     pairs = sizes["BLOCK_QUERIES"] * sizes["BLOCK_CODES"] // (32 * launch.num_warps)
@@ -112,15 +114,15 @@ def per_pair(kernel: aot.Compiled, launch: Launch, inner_tiles: int) -> float:
     return aot.instructions_per_pair(kernel, trips, sizes["CELL_TILES"] * pairs)
 
 
-@pytest.mark.parametrize(("d", "parts", "most"), [(4, 1, 1.8), (8, 1, 1.8), (8, 3, 3.0)])
-def test_instructions_of_the_tensor_core_form(d, parts, most):
-    assert per_pair(*compiled("sm_90", "tensor_core", d, "tensor_core", parts), inner_tiles=1) <= most
+@pytest.mark.parametrize(("d", "products", "most"), [(4, 1, 1.8), (8, 1, 1.8), (8, 3, 3.0)])
+def test_instructions_of_the_tensor_core_form(d, products, most):
+    assert per_pair(*compiled("sm_90", "tensor_core", d, "first_pass_tensor_core", products), inner_tiles=1) <= most
 
 
 @pytest.mark.parametrize(("d", "most"), [(64, 3.2), (256, 8)])
 def test_instructions_of_the_tensor_core_form_for_long_vectors(d, most):
-    """One loop over tiles; the update of the lanes, a branch that is taken once a cell, is counted for every tile."""
-    kernel, launch = compiled("sm_90", "tensor_core", d, "long_vectors")
+    """One loop over tiles: the update of the lanes, taken once per cell, is counted as if taken in every tile."""
+    kernel, launch = compiled("sm_90", "tensor_core", d, "first_pass_long")
     sizes = launch.constants
     pairs = sizes["BLOCK_QUERIES"] * sizes["BLOCK_CODES"] // (32 * launch.num_warps)
     assert max(loop.own for loop in aot.loops(kernel.sass)) / pairs <= most
@@ -128,7 +130,7 @@ def test_instructions_of_the_tensor_core_form_for_long_vectors(d, most):
 
 @pytest.mark.parametrize(("d", "most"), [(4, 6.7), (8, 11)])
 def test_instructions_of_the_fma_form(d, most):
-    kernel, launch = compiled("sm_90", "fma", d, "fma")
+    kernel, launch = compiled("sm_90", "fma", d, "first_pass_fma")
     assert per_pair(kernel, launch, inner_tiles=launch.constants["UNROLL"]) <= most
 
 
@@ -169,35 +171,42 @@ def test_the_workspace_is_bounded():
     for shape in ((256, 512, 16384, 4), (128, 256, 262144, 8), (256, 1, 262144, 8), (2**20, 1, 262144, 8)):
         for form in planning.FORMS:
             plan = planning.make_plan(*shape, planning.Target("sm_90", 132, "a card"), form)
-            queries = min(shape[0], plan.rows_per_round) * shape[1]
-            assert queries * (20 + 8 * plan.slots) <= planning.WORKSPACE
+            queries = min(shape[0], plan.rows_per_chunk) * shape[1]
+            assert queries * (20 + 8 * plan.slots) <= planning.WORKSPACE_BYTES
             assert plan.splits * plan.codes_per_split >= shape[2] > (plan.splits - 1) * plan.codes_per_split
 
 
 def test_the_plan_for_long_vectors_fits_the_workspace():
     for rows, num_groups, num_codes, d in (
-        (1, 1, 1024, 17), (1_000_000, 1, 262_144, 512), (65536, 1, 16384, 256), (4096, 8, 8192, 64), (300, 64, 1000, 32),
-    ):  # fmt: skip
-        for parts in (1, 3):
-            plan = plan_long(rows, num_groups, num_codes, d, parts, 128, 128, 8, 132)
-            assert plan.codes_per_round % 128 == 0 and plan.codes_per_split % 1024 == 0
-            assert plan.codes_per_round >= num_codes or plan.codes_per_round % 1024 == 0
-            assert plan.splits * plan.codes_per_split >= min(plan.codes_per_round, num_codes)
-            vector = 2 * pitch(d) * (2 if parts == 3 else 1)
-            codes = plan.groups_per_round * plan.codes_per_round * (vector + 8)
-            known = num_groups * (20 + 8 * plan.slots) + plan.groups_per_round * (vector + 8)
-            assert codes + known * min(plan.rows_per_round, rows) <= 64 * 2**20
+        (1, 1, 1024, 17),
+        (1_000_000, 1, 262_144, 512),
+        (65536, 1, 16384, 256),
+        (4096, 8, 8192, 64),
+        (300, 64, 1000, 32),
+    ):
+        for products in (1, 3):
+            lanes = planning.LaneLayout(8, 2, 4, 2)
+            config = planning.FirstPassConfig("tensor_core", 128, 128, lanes, 8, 8, products, depth=128)
+            plan = planning.plan_long(rows, num_groups, num_codes, d, config, 132)
+            assert plan.codes_per_chunk % 128 == 0 and plan.codes_per_split % 1024 == 0
+            assert plan.codes_per_chunk >= num_codes or plan.codes_per_chunk % 1024 == 0
+            assert plan.splits * plan.codes_per_split >= min(plan.codes_per_chunk, num_codes)
+            vector = 2 * planning.pitch(d) * (2 if products == 3 else 1)
+            codes = plan.groups_per_chunk * plan.codes_per_chunk * (vector + 8)
+            state = num_groups * (20 + 8 * plan.slots) + plan.groups_per_chunk * (vector + 8)
+            assert codes + state * min(plan.rows_per_chunk, rows) <= 64 * 2**20
 
 
-def test_chunks_add_up_to_the_pitch():
+def test_product_depths_add_up_to_the_pitch():
     for d in range(17, 513):
         for depth in (32, 64, 128):
-            widths = chunks(d, depth)
-            assert sum(widths) == pitch(d) >= d and all(w & (w - 1) == 0 and 16 <= w <= depth for w in widths)
+            depths = planning.product_depths(d, depth)
+            assert sum(depths) == planning.pitch(d) >= d
+            assert all(part & (part - 1) == 0 and 16 <= part <= depth for part in depths)
 
 
 @pytest.mark.parametrize(("rows", "num_groups", "num_codes"), [(256, 1, 262144), (128, 256, 262144), (256, 512, 16384)])
-def test_every_multiprocessor_gets_work(rows, num_groups, num_codes):
+def test_every_multiprocessor_gets_two_programs(rows, num_groups, num_codes):
     plan = planning.make_plan(rows, num_groups, num_codes, 8, planning.Target("sm_90", 132, "a card"))
     assert plan.form == "tensor_core"
     assert num_groups * -(-rows // plan.first_pass.block_queries) * plan.splits >= 1.9 * 132
@@ -218,7 +227,8 @@ def test_a_measured_card_overrules_the_default(monkeypatch, tmp_path):
     assert path.name == "some-card-9000-sxm.json"
     path.write_text(
         '{"configs": {"tensor_core": {"8": {"form": "tensor_core", "block_queries": 64, "block_codes": 64,'
-        ' "lanes": [8, 1, 4, 2], "cell_tiles": 16, "num_warps": 4, "parts": 1, "depth": 8, "unroll": 1, "ms": 1.0}}}}'
+        ' "lanes": [8, 1, 4, 2], "cell_tiles": 16, "num_warps": 4, "products": 1, "depth": 8, "unroll": 1, "ms": 1.0}}}}'
     )
-    assert planning.make_plan(256, 256, 65536, 8, card).first_pass.block_queries == 64
+    first_pass = planning.make_plan(256, 256, 65536, 8, card).first_pass
+    assert first_pass.block_queries == 64 and first_pass.lanes.outer_lanes == 8
     assert planning.make_plan(256, 256, 65536, 4, card).first_pass.block_queries == 128

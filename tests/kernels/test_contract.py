@@ -116,8 +116,8 @@ def test_contract_is_no_farther_than_its_own_rounding(d):
 
 
 @pytest.mark.parametrize("d", [1, 2, 3, 4, 8, 31])
-def test_every_isa_clone_of_the_tile_gives_the_contracts_keys(d):
-    """Keys bit for bit, a NaN before every number and the lowest index among equals, for any number of queries."""
+def test_every_isa_clone_of_the_exact_pass_gives_the_contracts_keys(d):
+    """The upper word bit for bit, a NaN before every number, the lower index among equals; any number of queries."""
     dev = pytest.importorskip("revq_kernels._dev", reason="the tests' window is built with REVQ_DEV=1")
     assert dev.cpu_isa() < 4
     for panels in (1, 2, 5):

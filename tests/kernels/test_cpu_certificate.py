@@ -1,6 +1,6 @@
-"""The first pass' bound, attacked: no code's score exceeds the limit of its own D (docs/kernels.md, "The certificate").
+"""Attacks on the bound of the first pass: no code's score exceeds the limit of its own distance (docs/kernels.md).
 
-`margins` gives limit(D) - score for every query and code; one that is negative is a counterexample.
+`margins` gives limit(distance) - score for every query and code; a negative one is a counterexample.
 """
 
 import numpy as np
@@ -11,16 +11,16 @@ dev = pytest.importorskip("revq_kernels._dev", reason="the tests' window is buil
 
 CLONES = [
     *((isa, False) for isa in range(min(dev.cpu_isa(), 2) + 1)),
-    *((isa, True) for isa in range(dev.cpu_isa() + 1) if dev.has_rounded_pass(isa)),
+    *((isa, True) for isa in range(dev.cpu_isa() + 1) if dev.has_int16(isa)),
 ]
-"""Instruction set, and whether the first pass rounds to whole numbers."""
+"""Instruction set, and whether the first pass rounds to int16."""
 TRIALS = 150
 LONGEST = 4096.0
-"""Whole numbers are scaled to this length, or, every third time, to the greatest there is."""
+"""Vectors of int16 are scaled to this length, or, every third time, to the greatest that is allowed."""
 
 
 def contract_distance(x: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """D of the contract, ``[n, K]``."""
+    """Exact distances, ``[n, K]``."""
     total = np.zeros((len(x), len(codes)), np.float32)
     for j in range(x.shape[1]):
         difference = x[:, None, j] - codes[None, :, j]
@@ -64,14 +64,14 @@ def canceling(rng, n, k, d):
 
 
 def swamped(rng, n, k, d):
-    """One large number, then many products that are each rounded away: errors that all have one sign."""
+    """One large element, then many products that are each rounded away: errors that all have one sign."""
     small = np.sqrt(rng.uniform(0.2, 0.999, (k, 1)) * 2.0**-25)
     codes = np.concatenate([1 + rng.uniform(0, 2.0**-12, (k, 1)), np.repeat(small, d - 1, 1)], axis=1)
     return codes[rng.integers(0, k, n)], codes
 
 
 def halfway(rng, n, k, d):
-    """Numbers beside n + 1/2 once scaled: all of a query's are rounded down, all of a code's up, away from it."""
+    """Elements beside n + 1/2 once scaled: a query's are rounded down, a code's up, away from each other."""
     sign, beside = rng.choice([-1, 1], d), rng.uniform(2.0**-8, 2.0**-6)
     x = sign * (rng.integers(0, 8, (n, d)) + 0.5 - beside)
     codes = sign * (rng.integers(8, 16, (k, d)) + 0.5 + beside)
@@ -81,7 +81,7 @@ def halfway(rng, n, k, d):
 
 
 def opposite(rng, n, k, d):
-    """Queries and codes of the greatest length, which makes the greatest scores, and some of no length."""
+    """Queries and codes of the greatest length, which makes the greatest scores, and some of length 0."""
     x, codes = np.zeros((n, d)), np.zeros((k, d))
     x[::2, rng.integers(d)] = 1.0
     codes[::2] = -x[0]
@@ -93,8 +93,8 @@ ATTACKS = [random_exponents, near_ties, powers_of_two, canceling, swamped]
 
 
 def smallest_margin(clone: tuple[int, bool], attack, seed: int, certificate_scale: float = 1.0) -> float:
-    """Relative to the slack that the whole bound gives."""
-    isa, rounded = clone
+    """The smallest margin, relative to the slack that the whole bound gives."""
+    isa, int16 = clone
     rng = np.random.default_rng(seed)
     least = np.inf
     for trial in range(TRIALS):
@@ -105,10 +105,12 @@ def smallest_margin(clone: tuple[int, bool], attack, seed: int, certificate_scal
         center = np.zeros(d, np.float32) if trial % 2 else codes[:8].mean(0)
         with np.errstate(all="ignore"):
             distance = contract_distance(x, codes)
-        longest = 0.0 if not rounded else LONGEST if trial % 3 else dev.MAX_SCALED
+        longest = 0.0 if not int16 else LONGEST if trial % 3 else dev.MAX_SCALED
         tight = dev.margins(isa, x, codes, center, distance, certificate_scale, longest)
         whole = dev.margins(isa, x, codes, center, distance, 1.0, longest)
-        none = dev.margins(isa, x, codes, center, distance, 0.0, longest)  # the share of underflow, or of halves, alone
+        none = dev.margins(
+            isa, x, codes, center, distance, 0.0, longest
+        )  # what underflow, or rounding to halves, needs by itself
         covered = np.isfinite(whole)
         slack = whole[covered] - none[covered]
         least = min(least, float((tight[covered][slack > 0] / slack[slack > 0]).min(initial=np.inf)))
@@ -128,28 +130,30 @@ def test_the_search_would_find_a_constant_eight_times_too_small(clone):
 
 
 @pytest.mark.parametrize("clone", [clone for clone in CLONES if clone[1]], ids=str)
-def test_the_bound_of_whole_numbers_is_nearly_reached(clone):
+def test_the_bound_of_int16_is_nearly_reached(clone):
     assert 0 <= smallest_margin(clone, halfway, seed=1) < 0.1
 
 
 @pytest.mark.parametrize("clone", CLONES, ids=str)
 def test_without_the_slack_the_index_is_wrong(clone):
     """And with it, it is right, on the same data."""
-    isa, rounded = clone
+    isa, int16 = clone
     rng = np.random.default_rng(3)
     wrong, settled = {0.0: 0, 1.0: 0}, 0
-    trials, num_codes = (TRIALS // 5, 2000) if rounded else (TRIALS, 64)  # 16 bits are too fine for few codes' ties
+    trials, num_codes = (
+        (TRIALS // 5, 2000) if int16 else (TRIALS, 64)
+    )  # few codes have no ties that 16 bits do not tell apart
     for _ in range(trials):
-        d = int(rng.choice([2, 4, 16, 33] if rounded else [1, 2, 4, 16, 33]))
+        d = int(rng.choice([2, 4, 16, 33] if int16 else [1, 2, 4, 16, 33]))
         x, codes = (array.astype(np.float32) for array in near_ties(rng, 24, num_codes, d))
         expected = contract_distance(x, codes).argmin(1)
         for scale in wrong:
-            center = codes.mean(0) if rounded else np.zeros(d, np.float32)
-            index, _, _, whole = dev.search(isa, x, codes, center, certificate_scale=scale, rounded=rounded)
+            center = codes.mean(0) if int16 else np.zeros(d, np.float32)
+            index, _, _, by_int16 = dev.search(isa, x, codes, center, certificate_scale=scale, int16=int16)
             wrong[scale] += int((index != expected).sum())
-            settled += whole
+            settled += by_int16
     assert wrong[1.0] == 0 < wrong[0.0]
-    assert (settled > 0) == rounded
+    assert (settled > 0) == int16
 
 
 def test_torch_agrees_with_the_distance_used_here():

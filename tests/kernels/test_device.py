@@ -1,4 +1,4 @@
-"""On a CUDA device: the contract, and the module inside a compiled and a captured training step."""
+"""On a CUDA device: the exactness contract, and training steps that are compiled or captured in a CUDA graph."""
 
 import pytest
 import torch
@@ -14,29 +14,29 @@ PROBLEMS = list(problems())
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=[p.name for p in PROBLEMS])
 @pytest.mark.parametrize("impl", ["auto", "triton", "reference"])
-def test_index_is_the_contracts(problem: Problem, impl: str):
+def test_index_follows_the_contract(problem: Problem, impl: str):
     indices = nearest_code(problem.x.cuda(), problem.codebook.cuda(), impl=impl)
     assert_same_codes(indices.cpu(), problem.x, problem.codebook)
 
 
 @pytest.mark.parametrize(("n", "g", "k", "d"), [(256, 4, 16384, 4), (256, 2, 65536, 8), (100, 1, 30011, 17)])
-def test_each_form_on_the_device_finds_the_references_codes(n, g, k, d):
+def test_each_form_returns_the_indices_of_the_reference(n, g, k, d):
     from revq_kernels.triton import launches
     from revq_kernels.triton import plan as planning
 
     x, codebook = torch.randn(n, g, d, device="cuda"), torch.randn(g, k, d, device="cuda")
-    codebook[:, k // 2 :: 3] = codebook[:, : len(range(k // 2, k, 3))]  # twins
+    codebook[:, k // 2 :: 3] = codebook[:, : len(range(k // 2, k, 3))]  # duplicate codes
     expected = nearest_code(x, codebook, impl="reference")
     for form in planning.FORMS:
         plan = planning.make_plan(n, g, k, d, planning.target_of(x.device), form)
         indices = torch.empty(n, g, dtype=torch.int64, device="cuda")
-        states = launches.search(x, codebook, indices, None, None, plan)
+        workspaces = launches.search(x, codebook, indices, None, None, plan)
         assert torch.equal(indices, expected), form
         if form != "direct":
-            assert states[0].settled(plan).float().mean() > 0.99
+            assert workspaces[0].certified(plan.slots).float().mean() > 0.99
 
 
-def test_auto_takes_the_kernels():
+def test_auto_selects_triton():
     choice = explain(torch.randn(256, 4, 8, device="cuda"), torch.randn(4, 65536, 8, device="cuda"))
     assert choice.implementation == "triton"
 
@@ -70,7 +70,7 @@ def test_training_steps_compiled_and_captured_equal_eager_ones(how):
         x = batches[0].clone()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # warm-up outside the capture compiles the kernels
+        with torch.cuda.stream(stream):  # compile the kernels before the capture
             for batch in batches[:2]:
                 x.copy_(batch)
                 step(other, second, x)
@@ -87,7 +87,7 @@ def test_training_steps_compiled_and_captured_equal_eager_ones(how):
     assert torch.equal(eager.codebook, other.codebook)
 
 
-def test_gradient_and_reset_are_the_references():
+def test_gradient_and_reset_equal_the_reference():
     x, weight = torch.randn(3000, 2, 5, device="cuda"), torch.randn(3000, 2, 5, device="cuda")
     codebook = torch.randn(2, 900, 5, device="cuda", requires_grad=True)
     gradients = []

@@ -57,7 +57,7 @@ def test_every_isa_clone_gives_the_contracts_index(isa):
 @pytest.mark.parametrize("num_codes", [1, 15, 16, 17, 255, 256, 257, 4095, 4096, 4097, 70001])
 @pytest.mark.parametrize("d", [1, 3, 4, 8, 16])
 def test_trees_of_every_depth(num_codes, d):
-    """Trees of one to five levels, complete and ragged; more queries than one traversal batch, in several groups."""
+    """One to five levels, full and partly full; more queries than walk together; more than one group."""
     codebook = torch.randn(2, num_codes, d).mul(8).round().div(8)  # many ties
     x = torch.randn(70, 2, d).mul(8).round().div(8)
     index = CodebookIndex(codebook)
@@ -67,14 +67,14 @@ def test_trees_of_every_depth(num_codes, d):
     assert bool((ids[:, num_codes:] == ids[:, num_codes - 1 : num_codes]).all())
 
 
-def test_lists_that_overflow_are_emptied_on_the_way():
-    """Queries far outside, at equal distance to all leaves: far more leaves are pending than the lists can hold."""
+def test_pending_lists_that_overflow():
+    """Queries with nearly equal distances to all codes: all leaves are pending, many times what the lists hold."""
     angle = torch.arange(20000.0) * (2 * math.pi / 20000)
-    codebook = torch.stack([angle.cos(), angle.sin()], dim=1)[None]  # codes on a circle, queries at its center
+    codebook = torch.stack([angle.cos(), angle.sin()], dim=1)[None]  # a circle around the queries
     x = torch.randn(64, 1, 2) * 1e-4
     index = CodebookIndex(codebook)
     assert torch.equal(index.nearest_code(x), nearest_code(x, codebook))
-    assert index.last.leaves > 20 * dev.WAITING
+    assert index.last.leaves > 20 * dev.MAX_PENDING
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -113,7 +113,7 @@ def test_denormals_count_even_when_torch_flushes_them():
 
 @pytest.mark.parametrize("d", [8, 9])
 def test_leaves_that_are_written_past_the_caches(d):
-    """Panels of more than 6 MB, which are written past the caches: whole registers and a remainder."""
+    """Panels of more than 6 MB, in whole registers (d = 8) and with elements left over."""
     generator = torch.Generator().manual_seed(d)
     codebook = torch.randn(2, 100_003, d, generator=generator)
     x = torch.randn(40, 2, d, generator=generator)
@@ -122,6 +122,9 @@ def test_leaves_that_are_written_past_the_caches(d):
     shifted = torch.empty(arrays[0].numel() + 1)[1:].view(arrays[0].shape)  # not aligned to a register
     for panels in (arrays[0], shifted):
         torch.ops.revq.index_refit_(panels, *arrays[1:], codebook)
+        rows = panels.transpose(2, 3).reshape(2, -1, d)  # in the order of the leaves
+        expected = codebook.gather(1, arrays[1].reshape(2, -1, 1).long().expand(-1, -1, d))
+        assert torch.equal(rows, expected)
         found, _ = torch.ops.revq.index_search(x, panels, *arrays[1:], codebook.shape[1])
         assert torch.equal(found, nearest_code(x, codebook))
 
@@ -129,6 +132,18 @@ def test_leaves_that_are_written_past_the_caches(d):
 def test_it_owns_its_codes():
     codebook, x = torch.randn(3, 4097, 5), torch.randn(40, 3, 5)
     index, expected = CodebookIndex(codebook), nearest_code(x, codebook)
+    assert index.holds(codebook) and index.holds(codebook.transpose(1, 2).contiguous().transpose(1, 2))
+    for place in ((0, 0, 0), (2, 4096, 4), (1, 2000, 3)):
+        for value in (codebook[place].item() * (1 + 2.0**-23), float("nan"), -0.0):
+            changed = codebook.clone()
+            changed[place] = value
+            assert not index.holds(changed), (place, value)
+    swapped = codebook.flip(1)
+    assert not index.holds(swapped) and not index.holds(torch.zeros_like(codebook))
+    signed = torch.zeros(1, 40, 4)
+    assert not CodebookIndex(signed).holds(-signed), "bytes are compared, not numbers"
+    negative_nan = torch.full((1, 20, 4), float("nan"))
+    assert CodebookIndex(negative_nan).holds(negative_nan.clone())
     codebook.zero_()
     assert torch.equal(index.nearest_code(x), expected)
 
@@ -280,6 +295,7 @@ def test_direct_operator_calls_do_not_read_outside_their_tensors():
         lambda: ops.index_refit_(panels, far, boxes, finite, codebook),
         lambda: ops.index_refit_(panels, far * 0 - 1, boxes, finite, codebook),
         lambda: ops.index_refit_(panels, ids, boxes, finite, codebook[:, :20].contiguous()),
+        lambda: ops.index_refit_(panels, ids, boxes, finite, codebook[:1]),
     ):
         with pytest.raises(RuntimeError, match="expected"):
             call()

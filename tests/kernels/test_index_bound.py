@@ -1,7 +1,7 @@
-"""The bound of a box is at most D of every code in it, as rounded: attacked with data that catch errors of one bit.
+"""Attacks on the bound of a box: as rounded, it is at most the exact distance of every code in the box.
 
-The bound has no slack to be chosen too small (docs/kernels.md); what could be wrong is its arithmetic.  So the attack
-itself is tested: a bound that is fused, summed in another order, or larger by two units in the last place does not pass.
+The bound has no slack that could be too small (docs/kernels.md); only its arithmetic can be wrong.  So the attacks are
+tested too: a bound that is fused, summed in another order, or larger by two units in the last place does not pass.
 """
 
 import numpy as np
@@ -34,7 +34,7 @@ def attack(kind, d, rng):
 
 
 def contract_distance(x, codes):
-    """D float32 [200, 16, 16]."""
+    """Exact distances, float32 [200, 16, 16]."""
     total = np.zeros((x.shape[0], *codes.shape[:2]), np.float32)
     for j in range(x.shape[1]):
         difference = x[:, None, None, j] - codes[None, ..., j]
@@ -43,13 +43,13 @@ def contract_distance(x, codes):
 
 
 def boxes_of(codes, narrow):
-    """Boxes of 16 leaves, [1, 2, d, 16]; narrow ones hold one code, whose D the bound must equal."""
+    """Boxes of 16 leaves, [1, 2, d, 16]; narrow ones hold one code, whose distance the bound must equal."""
     codes = codes[:, :1] if narrow else codes
     return np.stack([codes.min(1).T, codes.max(1).T])[None].copy(), codes
 
 
 def outside(x, boxes):
-    """What the bound squares: [200, 16, d]."""
+    """The differences that the bound squares, [200, 16, d]."""
     low, high = boxes[0, 0].T, boxes[0, 1].T
     return np.maximum(np.maximum(low - x[:, None], x[:, None] - high), np.float32(0))
 
@@ -72,7 +72,7 @@ def test_bound_is_at_most_d(kind, d, isa):
 
 
 @pytest.mark.parametrize("wrong", ["fused", "another order", "two units larger"])
-def test_the_attack_has_teeth(wrong):
+def test_the_attacks_catch_a_wrong_bound(wrong):
     caught = 0
     rng = np.random.default_rng(0)
     for kind in ("normal", "exponents", "canceling", "powers"):
@@ -95,7 +95,7 @@ def test_the_attack_has_teeth(wrong):
 
 
 def test_a_raised_box_holds_the_boxes_below():
-    """Every level: a code lies in all boxes above it, also after a refit."""
+    """On every level a code lies in all boxes above it, also after a refit."""
     codebook = torch.randn(1, 5000, 3)
     arrays = torch.ops.revq.index_build(codebook)
     torch.ops.revq.index_refit_(*arrays, codebook * torch.randn(1, 5000, 1))

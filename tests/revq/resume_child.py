@@ -1,6 +1,6 @@
-"""Runs one training in a process of its own and kills it (SIGKILL) at a named moment: ``resume_child.py STORE OUT MOMENT N``.
+"""Runs one training in its own process and kills it (SIGKILL) at a named moment: ``resume_child.py STORE OUT MOMENT N``.
 
-The product has no hook for this: the moment is patched in from outside.
+The package has no hook for this, so the moment is monkeypatched.
 """
 
 import os
@@ -64,7 +64,7 @@ def patch(moment, number):
         ReVQ.forward = on_call(number, ReVQ.forward, die)
     elif moment == "half a checkpoint":
         torch.save = on_call(number, torch.save, half_a_file)
-    elif moment == "sync of a checkpoint":  # each write syncs the file, then the folder's names: the odd calls
+    elif moment == "sync of a checkpoint":  # each write syncs the file (odd calls), then its folder
         os.fsync = on_call(number, os.fsync, die)
     elif moment == "before the replacement":
         os.replace = of_checkpoint(os.replace, on_call(number, os.replace, die))
@@ -82,5 +82,5 @@ if __name__ == "__main__":
     folder, out, moment, number = sys.argv[1:]
     torch.set_num_threads(2)
     patch(moment, int(number))
-    run = tiny_run(codes=48, epochs=4, checkpoint_every=4)  # 48 codes of 200 vectors: every reset has work to do
+    run = tiny_run(codes=48, epochs=4, checkpoint_every=4)  # 48 codes for 200 vectors: every reset moves some
     train(run, LatentStore(folder), out, validation=LatentStore(folder), log_every=1, progress=False)

@@ -1,4 +1,4 @@
-"""Freed memory is kept where the allocator can be told so: counted in page faults, in processes of their own."""
+"""glibc keeps freed memory after `keep_freed_memory`: page faults are counted, each case in its own process."""
 
 import os
 import platform
@@ -9,10 +9,10 @@ import pytest
 
 FAULTS = """
 import resource, torch
-from revq.allocator import keep_freed_memory
+from revq.__main__ import keep_freed_memory, main
 
 def faults():
-    for _ in range(20):  # glibc needs some before it has a place that fits
+    for _ in range(20):  # the first buffers still grow the heap
         torch.ones(1 << 24)  # 64 MB
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
@@ -20,7 +20,7 @@ kept = {call}
 warm = faults()
 print(kept, (faults() - warm) / 20)
 """
-glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is told")
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting exists in glibc only")
 
 
 def faults(call: str, **environment: str) -> tuple[str, float]:
@@ -38,17 +38,17 @@ def faults(call: str, **environment: str) -> tuple[str, float]:
 
 
 @glibc
-def test_buffers_are_not_asked_of_the_system_again():
+def test_freed_buffers_are_reused():
     pages = (1 << 26) / os.sysconf("SC_PAGE_SIZE")
-    assert faults("None")[1] > pages / 2  # else this test shows nothing
+    assert faults("None")[1] > pages / 2  # without the setting there are page faults
     kept, count = faults("keep_freed_memory()")
     assert kept == "True"
     assert count < pages / 100
 
 
 @glibc
-def test_the_command_line_does_so(tmp_path):
-    kept, count = faults(f"__import__('revq.cli').cli.main(['info', {str(tmp_path / 'missing')!r}])")
+def test_the_revq_process_keeps_freed_memory(tmp_path):
+    kept, count = faults(f"main(['info', {str(tmp_path / 'missing')!r}])")
     assert kept == "2"
     assert count < 200
 

@@ -1,4 +1,4 @@
-"""Checkpoints and logs: replaced in one step, readable or refused, never half."""
+"""Checkpoints and logs: replaced in one step; a damaged one is refused."""
 
 import os
 
@@ -7,7 +7,7 @@ import torch
 
 from revq.data.atomic import atomic_file
 from revq.errors import InputError
-from revq.train.checkpoint import load_checkpoint, save_checkpoint
+from revq.train.state import load_checkpoint, save_checkpoint
 from revq.train.track import Tracker, read_records
 
 
@@ -77,7 +77,7 @@ def test_log_is_flushed_and_resumed(tmp_path):
         for step in range(1, 6):
             log.log(kind="step", step=step, loss=step / 4)
             assert len(read_records(path)) == step
-    path.write_text(path.read_text() + '{"step": 6, "loss":')  # a kill cut the line short
+    path.write_text(path.read_text() + '{"step": 6, "loss":')  # an incomplete last line
     assert [record["step"] for record in read_records(path)] == [1, 2, 3, 4, 5]
     with Tracker(path, step=3) as log:
         log.log(kind="step", step=4, loss=9.0)

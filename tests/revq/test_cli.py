@@ -1,5 +1,6 @@
-"""The command line: the whole way from images to images, and every wrong input as one line and exit code 2."""
+"""The command line: from images to tokens and back, and every wrong input gives one line and exit code 2."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -29,7 +30,7 @@ def revq_main(*arguments):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """One of everything, made by the command line: photos, vae, latents, held_out, run, tokens."""
+    """One artifact of each kind, made by the command line: photos, vae, latents, held_out, run, tokens."""
     folder = tmp_path_factory.mktemp("cli")
     save_photos(folder / "photos", 9)
     save_tiny_vae(folder / "vae")
@@ -53,7 +54,7 @@ def made(tmp_path_factory):
 
 
 def test_latents_to_tokens(made, tmp_path, capsys):
-    """The tokens of a store are those of its images; the bar counts tokens per second."""
+    """A store and its images give the same tokens; the progress bar shows tokens per second."""
     model = ("--model", made / "run" / "model")
     assert revq_main("tokenize", *model, "--images", made / "held_out", "--out", tmp_path / "tokens") == 0
     error = capsys.readouterr().err
@@ -111,7 +112,7 @@ def test_recipe_and_overrides_reach_the_model(made, tmp_path):
         "width": 64,
         "layers": 1,
         "form": "residual",
-    }  # the demo's but for kind
+    }  # the demo's, except kind
     options = (
         "--recipe",
         "paper_256t",
@@ -126,6 +127,34 @@ def test_recipe_and_overrides_reach_the_model(made, tmp_path):
     assert revq_main(*run) == 0
     config = json.loads((tmp_path / "r" / "model" / "config.json").read_text())
     assert (config["num_tokens"], config["rectifier"]["layers"], config["rectifier"]["form"]) == (256, 4, "absolute")
+
+
+def test_options_and_recipe_in_any_order_and_form(made, tmp_path, monkeypatch):
+    """What `train` receives: the recipe's values, the store's latent shape, and the options that were given."""
+    import revq.train.loop
+
+    received = []
+
+    def receive(config, *arguments, **options):
+        received.append(config)
+        raise revq.InputError("stopped")
+
+    monkeypatch.setattr(revq.train.loop, "train", receive)
+    for recipe, given, expected in (
+        (["--recipe=paper_256t_large"], [], {}),
+        (["--recipe", "paper_512t"], ["--model.num-codes", "512"], {"num_codes": 512}),
+        ([], ["--model.num-groups", "4", "--model.num-tokens", "16"], {"num_groups": 4, "num_tokens": 16}),
+        (["--recipe", "paper_256t"], ["--model.latent-shape", "4", "4", "4"], {"latent_shape": (4, 4, 4)}),
+    ):
+        name = recipe[-1].removeprefix("--recipe=") if recipe else "demo"
+        store = ["--latents", str(made / "latents"), "--out", str(tmp_path / "r")]
+        for arguments in ([*given, *recipe, *store], [*store, *recipe, *given]):
+            assert revq_main("train", *arguments, "--train.no-reset") == 2
+            run = revq.recipes.RECIPES[name]()
+            model = dataclasses.replace(run.model, **({"latent_shape": LATENT_SHAPE} | expected))
+            assert received.pop() == dataclasses.replace(
+                run, model=model, train=dataclasses.replace(run.train, reset=False)
+            )
 
 
 def test_train_again_continues_and_refuses_another_run(made, capsys):
@@ -153,7 +182,7 @@ def test_info(made, capsys):
 
 
 def damaged(path, target):
-    """A copy of a file or folder whose largest file is cut in half."""
+    """A copy of a file or folder in which the largest file is truncated to half its size."""
     shutil.copytree(path, target) if path.is_dir() else shutil.copy(path, target)
     files = [target] if target.is_file() else [file for file in target.rglob("*") if file.is_file()]
     largest = max(files, key=lambda file: file.stat().st_size)
@@ -162,7 +191,7 @@ def damaged(path, target):
 
 
 def bad_inputs(made, tmp):
-    """name -> (arguments, what the message must say); OUT is where output may not appear."""
+    """name -> (arguments, text of the message); no output may appear at OUT."""
     photos, vae, latents, model, out = (
         made / "photos",
         made / "vae",
@@ -251,7 +280,7 @@ def bad_inputs(made, tmp):
             "found a folder",
         ),
         "train: onto a file": ([*train, "--latents", latents, "--out", tmp / "text.png"], "found a file"),
-        "encode: a slip in a path": ([*encode, "--images", photos, "--vae", "revq/slip"], "in revq/"),
+        "encode: a mistyped path": ([*encode, "--images", photos, "--vae", "revq/slip"], "in revq/"),
         "detokenize: batch size": (
             [*detokenize, "--tokens", made / "tokens", "--out", out, "--batch-size", 0],
             "batch_size",
@@ -311,6 +340,9 @@ def test_help(verb, capsys):
     if verb == "train":
         for option in ("--recipe", "--model.num-codes", "--model.rectifier.form", "--train.learning-rate", "codebook"):
             assert option in printed
+        words = " ".join(printed.replace("│", " ").split())
+        assert "Recipes: demo 256, paper_512t 16384, paper_256t 65536, paper_256t_large 262144." in words
+        assert "normalized latent. All recipes: 0.1." in words
 
 
 def subprocess_revq(*arguments, code="import sys; from revq.cli import main; sys.exit(main())"):
@@ -335,7 +367,7 @@ def test_module_form_has_no_traceback(tmp_path):
     assert done.stderr.startswith("revq: error: ") and done.stderr.count("\n") == 1 and done.stdout == ""
 
 
-def test_control_c_tells_how_to_go_on(made, tmp_path):
+def test_control_c_says_how_to_resume(made, tmp_path):
     out = tmp_path / "run"
     process = subprocess_revq("train", "--latents", made / "latents", "--out", out, *SMALL[:-1], 100000)
     while process.poll() is None and not (out / "checkpoint.pt").exists():
@@ -347,7 +379,7 @@ def test_control_c_tells_how_to_go_on(made, tmp_path):
     assert not (out / "model").exists()
 
 
-def test_a_demo_that_misses_its_mark_exits_with_1(monkeypatch, capsys, tmp_path):
+def test_a_failing_demo_exits_with_1(monkeypatch, capsys, tmp_path):
     import revq.demo
 
     monkeypatch.setattr(revq.demo, "demo", lambda out: revq.demo.DemoResult({}, ["the rectifier is of no use"]))

@@ -1,4 +1,4 @@
-"""The demo on a tiny VAE and a few noise photos: every file, every number, both failures, and what it may overwrite."""
+"""The demo on a tiny VAE and a few noise photos: its files, its numbers, both failures, and the files it may replace."""
 
 import dataclasses
 import json

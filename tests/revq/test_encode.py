@@ -1,4 +1,4 @@
-"""Encoding: rows are the encoder's latents of the right crops; a killed or failed run leaves nothing half-written."""
+"""Encoding: rows are the encoder's latents of the right crops; an interrupted or failed run leaves no partial store."""
 
 import pytest
 import torch
@@ -99,7 +99,7 @@ def test_a_finished_store_is_returned_for_the_same_command_only(tmp_path, vae, p
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "s").iterdir()} == files, "nothing was written"
     save_photos(tmp_path / "others", 7)
     changed = sorted((tmp_path / "others").rglob("*.png"))[0]
-    center_crop(load_image(changed), IMAGE_SIZE // 2).save(changed)  # the same names, another picture
+    center_crop(load_image(changed), IMAGE_SIZE // 2).save(changed)  # the same names, another image
     for options in ({"crops": 2, "min_scale": 0.9}, {"crops": 2, "seed": 1}, {"crops": 3}):
         with pytest.raises(InputError, match="expected a new or empty folder"):
             encode(photos, vae, tmp_path / "s", **options)

@@ -1,4 +1,4 @@
-"""The measures against counts and errors taken by hand."""
+"""The measures against counts and errors that the test computes itself."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Images in and out: exact inverses, crops where they should be, and one clear line for each bad file."""
+"""Images to tensors and back: exact inverses, the geometry of crops, and a one-line message for each bad file."""
 
 import random
 
@@ -12,7 +12,7 @@ from revq.errors import InputError
 
 
 def gradient(width, height):
-    """Red is the column and green the row, in shares of the whole; blue is 128."""
+    """Red is proportional to the column, green to the row; blue is 128."""
     x, y = np.meshgrid((np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height)
     return Image.fromarray(np.stack([x * 255, y * 255, 0 * x + 128], axis=-1).round().astype(np.uint8))
 
@@ -21,7 +21,7 @@ def pixels(image):
     return np.asarray(image).astype(int)
 
 
-def test_every_level_survives_the_way_in_and_out():
+def test_every_level_survives_the_round_trip():
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     image = Image.fromarray(np.stack([levels, levels[::-1], levels.T], axis=-1))
     tensor = to_tensor([image, image.rotate(180)])
@@ -78,7 +78,7 @@ def test_center_crop_scales_the_short_side_and_keeps_the_aspect(size):
     assert slope_y == pytest.approx(short / height / 2, abs=0.03)
 
 
-def test_random_crops_are_squares_inside_the_image_of_every_size_and_both_hands():
+def test_random_crops_are_mirrored_squares_of_all_sizes():
     image, rng = gradient(120, 60), random.Random(0)
     sides, mirrored, centers = [], 0, []
     for _ in range(200):
@@ -87,7 +87,7 @@ def test_random_crops_are_squares_inside_the_image_of_every_size_and_both_hands(
         picture = pixels(crop)
         across, down = (picture[:, -1, 0] - picture[:, 0, 0]).mean(), (picture[-1, :, 1] - picture[0, :, 1]).mean()
         mirrored += across < 0
-        scale = 24 / 23 / 255  # from the distance of the outer pixels' centers to the whole side
+        scale = 24 / 23 / 255  # 24 pixels span 23 distances between pixel centers
         side_x, side_y = abs(across) * scale * 120, down * scale * 60
         assert side_x == pytest.approx(side_y, abs=3), "a crop is a square"
         sides.append(side_y / 60)

@@ -1,4 +1,4 @@
-"""The latent store: what is read is what was written, in any order and dtype; damage is found; writing resumes."""
+"""The latent store: reads what was written, in any order and dtype; detects damage; resumes writing."""
 
 import json
 
@@ -88,7 +88,7 @@ def test_unfinished_writing_is_kept_and_resumed(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "s"]
 
 
-def test_another_plan_starts_afresh(tmp_path):
+def test_another_plan_starts_anew(tmp_path):
     first = LatentWriter(tmp_path / "s", plan(), shard_bytes=5 * ROW_BYTES)
     first.write(0, latents_of()[:5])
     second = LatentWriter(tmp_path / "s", plan(seed=4), shard_bytes=5 * ROW_BYTES)
@@ -97,7 +97,7 @@ def test_another_plan_starts_afresh(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_of_others_is_overwritten(tmp_path):
+def test_foreign_files_are_kept(tmp_path):
     for name in ("s", "s.partial"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "precious").write_text("mine")

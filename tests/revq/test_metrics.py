@@ -1,4 +1,4 @@
-"""PSNR and SSIM against hand-made truths and torchmetrics."""
+"""PSNR and SSIM against known values, the formula and torchmetrics."""
 
 import numpy as np
 import pytest

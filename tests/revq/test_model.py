@@ -1,4 +1,4 @@
-"""ReVQ end to end on latents: what it computes, where gradients go, and its folder on disk."""
+"""ReVQ on latents: results, gradients, and the model folder."""
 
 import copy
 import json
@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from revq.config import ModelConfig, RectifierConfig
-from revq.data.atomic_folder import atomic_folder
+from revq.data.atomic import atomic_folder
 from revq.errors import InputError
 from revq.model.normalizer import LatentStatistics
 from revq.model.revq import ReVQ
@@ -30,7 +30,7 @@ def tiny_model(*, kind="cnn", form="residual", groups=None, split="channel", cod
     statistics = LatentStatistics()
     statistics.update(latents(64))
     model.normalizer.fit_(statistics)
-    with torch.no_grad():  # away from the identity, so that rectified and quantized latents differ
+    with torch.no_grad():  # not the identity, so that rectified and quantized latents differ
         for parameter in model.rectifier.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.05)
     return model
@@ -110,13 +110,13 @@ def test_the_joint_gradient_is_that_of_equation_4():
     model, batch = tiny_model(kind="mlp", groups=8), latents(3)
     out = model(batch, joint=True)
     out.rectifier_loss.backward()
-    # the same loss from the chosen codes, in float64, with the choice held fixed
-    twin, target = copy.deepcopy(model).double(), model.normalizer.normalize(batch)
-    twin.zero_grad()
-    codes = twin.quantizer.codebook[torch.arange(32) % 8, out.indices].reshape(3, *SHAPE)
-    (twin.rectifier(codes) - target.double()).square().mean().backward()
+    # the same loss from the chosen codes, in float64, with fixed indices
+    double, target = copy.deepcopy(model).double(), model.normalizer.normalize(batch)
+    double.zero_grad()
+    codes = double.quantizer.codebook[torch.arange(32) % 8, out.indices].reshape(3, *SHAPE)
+    (double.rectifier(codes) - target.double()).square().mean().backward()
     torch.testing.assert_close(
-        model.quantizer.codebook.grad.double(), twin.quantizer.codebook.grad, atol=1e-6, rtol=1e-4
+        model.quantizer.codebook.grad.double(), double.quantizer.codebook.grad, atol=1e-6, rtol=1e-4
     )
 
 
@@ -136,7 +136,7 @@ def test_only_training_counts():
     assert torch.equal(model.quantizer.count.sum(1), torch.full((32,), 7))
 
 
-def test_a_sample_has_the_same_tokens_in_any_batch_and_dtype_that_holds_it():
+def test_tokens_do_not_depend_on_batch_dtype_or_strides():
     model, batch = tiny_model(), latents(9).half()
     whole = model.encode_latents(batch)
     assert torch.equal(whole, torch.cat([model.encode_latents(row[None].double()) for row in batch]))
@@ -171,7 +171,7 @@ def test_unusable_tokens_are_refused():
         model.decode_tokens(good.float())
 
 
-def test_a_saved_model_comes_back_bit_for_bit(tmp_path):
+def test_a_saved_model_loads_bit_for_bit(tmp_path):
     model, batch = tiny_model(kind="efficientvit", groups=8, split="space"), latents(4)
     model(batch)
     model.save_pretrained(tmp_path / "deep" / "model")
@@ -185,7 +185,7 @@ def test_a_saved_model_comes_back_bit_for_bit(tmp_path):
         loaded.decode_tokens(loaded.encode_latents(batch)), model.decode_tokens(model.encode_latents(batch))
     )
     assert all(parameter.requires_grad for parameter in loaded.parameters())
-    loaded.train()(batch).rectifier_loss.backward()  # it trains on: the hook of the residual form is there too
+    loaded.train()(batch).rectifier_loss.backward()  # the residual form's hook is restored, too
     assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["model"]
 
 
@@ -218,7 +218,7 @@ def test_saving_replaces_a_model_but_nothing_else(tmp_path):
 @pytest.mark.parametrize("exchange", [True, False], ids=["swap", "two renames"])
 def test_a_failed_write_leaves_the_old_folder(tmp_path, monkeypatch, exchange):
     if not exchange:
-        monkeypatch.setattr("revq.data.atomic_folder._renameat2_exchange", lambda new, target: False)
+        monkeypatch.setattr("revq.data.atomic._exchange_in_one_step", lambda new, target: False)
     for text in ("old", "new"):
         with atomic_folder(tmp_path / "out", frozenset({"a"})) as folder:
             (folder / "a").write_text(text)
@@ -230,12 +230,12 @@ def test_a_failed_write_leaves_the_old_folder(tmp_path, monkeypatch, exchange):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_killed_write_leaves_the_old_folder_and_the_next_one_clears_up(tmp_path):
+def test_a_killed_write_leaves_the_old_folder(tmp_path):
     with atomic_folder(tmp_path / "out", frozenset({"a"})) as folder:
         (folder / "a").write_text("old")
     script = f"""
         import os, signal
-        from revq.data.atomic_folder import atomic_folder
+        from revq.data.atomic import atomic_folder
         with atomic_folder({str(tmp_path / "out")!r}, frozenset({{"a"}})) as folder:
             (folder / "a").write_text("half")
             os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Statistics against numpy in float64 (two passes over all the data), and the normalizer made of them."""
+"""Statistics against numpy in float64 (two passes over all data), and the normalizer."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def collect(parts):
 def test_statistics_are_exact_for_any_split(offset, sizes):
     latents = data(offset=offset)
     statistics = collect(latents.split(sizes))
-    # numpy's variance of the shifted data, which float64 holds to the last bits: the truth without cancellation
+    # numpy's variance of the shifted data, which loses no digits to cancellation
     shifted = latents.numpy() - offset
     assert statistics.count == 1000
     np.testing.assert_allclose(statistics.mean.numpy(), latents.numpy().mean(0), rtol=1e-13, atol=1e-13)
@@ -41,7 +41,7 @@ def test_float32_batches_with_a_large_mean_keep_their_variance():
     statistics = collect(latents.split(64))
     np.testing.assert_allclose(statistics.variance.numpy(), truth.var(0), rtol=1e-9)
     naive = latents.square().mean(0) - latents.mean(0).square()
-    assert (naive - statistics.variance).abs().max() > 1, "the naive formula must fail here, or the test shows nothing"
+    assert (naive - statistics.variance).abs().max() > 1, "the naive formula must fail here"
 
 
 def test_merge_equals_one_pass_in_either_order():
@@ -57,7 +57,7 @@ def test_merge_equals_one_pass_in_either_order():
         np.testing.assert_allclose(merged.variance.numpy(), whole.variance.numpy(), rtol=1e-12)
 
 
-def test_merging_leaves_the_other_alone_and_accepts_the_empty():
+def test_merging_does_not_change_the_other():
     left, right = collect([data(5)]), collect([data(9, offset=2.0)])
     mean = right.mean.clone()
     left.merge(right)
@@ -97,7 +97,7 @@ def test_normalizer_starts_as_the_identity():
     assert torch.equal(normalizer.denormalize(latents), latents)
 
 
-def test_normalizer_standardises_each_element_and_inverts():
+def test_normalizer_standardizes_each_element_and_inverts():
     latents = (data(offset=5.0) * torch.linspace(0.1, 10, 24).view(SHAPE)).float()
     normalizer = Normalizer(SHAPE).fit_(collect(latents.split(100)))
     normalized = normalizer.normalize(latents)

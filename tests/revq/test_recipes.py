@@ -31,7 +31,7 @@ def test_paper(recipe):
 def test_demo():
     run = demo()
     assert (run.model.num_tokens, run.model.code_dim, run.model.bits_per_sample) == (512, 4, 4096)
-    assert run.model.num_codes >= 256  # the acceptance 1
+    assert run.model.num_codes >= 256
     assert run.model.rectifier.form == "residual"
 
 

@@ -1,4 +1,4 @@
-"""The rectifiers: the official checkpoint's names and shapes, the residual start, gradients."""
+"""The rectifiers: names and shapes of the official checkpoints, the residual form, gradients."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def test_efficientvit_has_the_official_names_shapes_and_sizes(width, layers, mil
 def test_absolute_form_is_the_official_forward():
     rectifier = build_rectifier(RectifierConfig(width=64, layers=2), SHAPE)
     z = torch.randn(3, *SHAPE)
-    # conv_in plus each channel repeated, the blocks, then RMSNorm over channels, ReLU, conv_out: written out here
+    # the forward pass written out: conv_in plus each channel repeated, the blocks, RMSNorm over channels, ReLU, conv_out
     h = rectifier.conv_in(z) + z.repeat_interleave(2, dim=1)
     for block in rectifier.up_blocks[0]:
         h = block(h)
@@ -83,7 +83,7 @@ def test_absolute_form_is_not_residual(kind):
     torch.manual_seed(1)
     absolute = build_rectifier(RectifierConfig(kind, width=32, layers=1), SHAPE)
     residual = build_rectifier(RectifierConfig(kind, width=32, layers=1, form="residual"), SHAPE)
-    residual.load_state_dict(absolute.state_dict())  # the forms share their names
+    residual.load_state_dict(absolute.state_dict())  # both forms have the same parameter names
     z = torch.randn(2, *SHAPE)
     torch.testing.assert_close(residual(z), absolute(z) + z)
 
@@ -107,7 +107,7 @@ def test_cnn_blocks_are_convolutions_between_the_official_ends():
     assert not any("attn" in name for name in shapes)
 
 
-def test_mlp_sees_a_sample_whole_and_alone():
+def test_mlp_mixes_a_sample_and_no_others():
     rectifier = build_rectifier(RectifierConfig("mlp", width=32, layers=2), SHAPE)
     z = torch.randn(4, *SHAPE)
     torch.testing.assert_close(rectifier(z)[1:2], rectifier(z[1:2]))

@@ -1,4 +1,4 @@
-"""What a run shows: the table's alignment, the picture's pixels, the plot's existence."""
+"""Reports: the alignment of tables, the pixels of the comparison, the plot of the losses."""
 
 import pytest
 from PIL import Image
@@ -28,11 +28,11 @@ def test_comparison_holds_every_picture(tmp_path):
         found = {color: count for count, color in sheet.convert("RGB").getcolors(1 << 20)}
     for color in colors[0] + colors[1] + colors[2]:
         rgb = Image.new("RGB", (1, 1), color).getpixel((0, 0))
-        assert 96 * 48 <= found[rgb] <= 96 * 48 + 300, color  # black also writes the labels
+        assert 96 * 48 <= found[rgb] <= 96 * 48 + 300, color  # the labels are black, too
     assert [path.name for path in tmp_path.iterdir()] == ["p.png"]
 
 
-def test_comparison_refuses_what_does_not_line_up(tmp_path):
+def test_comparison_refuses_columns_that_differ(tmp_path):
     small, large = Image.new("RGB", (8, 8)), Image.new("RGB", (9, 8))
     for columns in ([("a", [small]), ("b", [])], [("a", [small]), ("b", [large])], [("a", [])], []):
         with pytest.raises(ValueError, match="expected equally many"):

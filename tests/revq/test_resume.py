@@ -1,4 +1,4 @@
-"""A run killed with SIGKILL again and again ends as an uninterrupted one, bit for bit (acceptance 4)."""
+"""A run that is killed repeatedly (SIGKILL) ends as an uninterrupted one, bit for bit."""
 
 import os
 import signal
@@ -11,12 +11,12 @@ import pytest
 import torch
 from pipeline_case import random_store
 
-from revq.train.checkpoint import load_checkpoint
+from revq.train.state import load_checkpoint
 from revq.train.track import read_records
 
 HERE = Path(__file__).resolve().parent
 # The run has 4 epochs of 6 steps and writes a checkpoint after steps 4 (6) 8 (12) 16 (18) 20 (24), epoch ends in brackets.
-# A step calls the model once and an epoch's end once more; a process counts its own calls.
+# A step calls the model once, the end of an epoch once more; each process counts from 1.
 MOMENTS = [
     ("step", 3, None),  # before any checkpoint
     ("half a checkpoint", 1, None),
@@ -45,7 +45,7 @@ def run(store, out, moment, number):
 
 
 def outcome(out):
-    """Everything a run leaves behind, without wall-clock times."""
+    """All files of a run, without wall-clock times."""
     checkpoint = load_checkpoint(out / "checkpoint.pt")
     log = [
         {name: value for name, value in record.items() if name != "seconds"}
@@ -74,7 +74,7 @@ def whole(tmp_path_factory):
     random_store(folder / "store")
     assert run(folder / "store", folder / "whole", "never", 0) == 0
     records = read_records(folder / "whole" / "metrics.jsonl")
-    assert sum(record.get("moved_codes", 0) for record in records) > 0  # the reset, too, is resumed
+    assert sum(record.get("moved_codes", 0) for record in records) > 0  # so the test covers the reset
     return folder / "store", outcome(folder / "whole")
 
 
@@ -92,7 +92,7 @@ def test_killed_nine_times(whole, tmp_path):
 
 
 def test_killed_from_outside(whole, tmp_path):
-    """The parent kills whenever the log has grown by a few lines, wherever the child then is."""
+    """The parent kills the child after a number of log lines, at an arbitrary point of the code."""
     store, expected = whole
     out, log = tmp_path / "run", tmp_path / "run" / "metrics.jsonl"
     for lines in (5, 17):

@@ -12,7 +12,7 @@ def test_reference_and_native_agree_on_real_latents():
     photos = assets.held_out_photos()[:16]
     latents = load_vae("embedded").encode(to_tensor([center_crop(load_image(path), 128) for path in photos]))
     quantizer = FastChannelVQ(16, 4, num_groups=512)
-    quantizer.initialize_(latents)  # every code is a latent's own vector: distances of zero and twins are in it
+    quantizer.initialize_(latents)  # codes are latent vectors, so distances of zero occur
     codebook = torch.cat([quantizer.codebook, quantizer.codebook], dim=1)
     x = latents.reshape(16, 512, 4)
     expected = nearest_code(x, codebook, impl="reference")
@@ -24,4 +24,4 @@ def test_reference_and_native_agree_on_real_latents():
             assert torch.equal(nearest_code(x, codebook, impl="reference"), expected)
     finally:
         torch.set_num_threads(before)
-    assert int(expected.max()) < 16, "the lower of two twins is chosen"
+    assert int(expected.max()) < 16, "of two duplicate codes the lower index is chosen"

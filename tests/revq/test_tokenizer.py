@@ -1,4 +1,4 @@
-"""Images to tokens and back: one folder, any process, the same picture bit for bit."""
+"""Images to tokens and back: the same folder gives the same images bit for bit in any process."""
 
 import hashlib
 import json
@@ -59,13 +59,13 @@ def test_pil_images_of_any_size_are_center_cropped(tokenizer, photos):
     assert torch.equal(tokenizer.reconstruct(photos), tokenizer.reconstruct(images))
 
 
-def test_tokenizing_neither_counts_nor_asks_for_gradients(tokenizer, photos):
+def test_tokenizing_changes_no_count_and_no_gradient(tokenizer, photos):
     assert not tokenizer.model.training
     assert not tokenizer.reconstruct(photos).requires_grad
     assert tokenizer.model.quantizer.count.sum() == 0
 
 
-def test_a_new_process_gives_the_same_tokens_and_the_same_picture(tokenizer, photos, tmp_path):
+def test_a_new_process_gives_the_same_tokens_and_images(tokenizer, photos, tmp_path):
     tokenizer.save_pretrained(tmp_path / "model")
     indices = tokenizer.encode(photos)
     pictures = b"".join(picture.tobytes() for picture in to_pil(tokenizer.decode(indices)))

@@ -1,4 +1,4 @@
-"""Token files: packed bits against numpy's own arithmetic, round trips, and damaged files."""
+"""Token files: packed bits against Python integers, round trips, and damaged files."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The training loop: it learns, it follows the recipe step by step, it starts from real vectors, it logs, it refuses."""
+"""The training loop: it learns, equals the algorithm written out, starts from training vectors, logs, and refuses."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from revq.errors import InputError
 from revq.eval.evaluate import latent_errors
 from revq.model.revq import ReVQ
 from revq.train.loop import train
-from revq.train.seeds import derived_seed, generator
+from revq.train.state import derived_seed, generator
 from revq.train.track import read_records
 
 
@@ -56,7 +56,7 @@ def test_it_learns_and_saves(tmp_path, store, validation):
 
 
 def test_statistics_and_first_codes(tmp_path, store):
-    """With a rate of (nearly) zero the codes stay where they start: on distinct training vectors."""
+    """At a learning rate of nearly zero the codes stay at their initial values: distinct training vectors."""
     run = tiny_run(epochs=1, learning_rate=1e-30)
     model = train(run, store, tmp_path / "run", progress=False).model
     everything = store.rows(range(len(store))).double()
@@ -69,8 +69,8 @@ def test_statistics_and_first_codes(tmp_path, store):
         assert len(set(rows.argmin(dim=1).tolist())) == run.model.num_codes  # without replacement
 
 
-def test_loop_against_a_second_writing(tmp_path, store):
-    """The same two epochs written out with textbook parts: mse of gathered codes, AdamW, clipping, the schedule, Eq. 2."""
+def test_loop_equals_the_algorithm_written_out(tmp_path, store):
+    """Two epochs written out independently: MSE of gathered codes, AdamW, clipping, the schedule, Eq. 2."""
     run = tiny_run(epochs=2, clip_norm=0.05, codes=48, rectifier=RectifierConfig("mlp", 16, 1))
     options = run.train
     got = train(run, store, tmp_path / "run", progress=False).model
@@ -104,7 +104,7 @@ def test_loop_against_a_second_writing(tmp_path, store):
                 for parameter in parameters:
                     parameter.grad *= min(1.0, 0.05 / norm)
             optimizer.step()
-        if epoch == 0:  # Eq. 2, but the noise comes from the library: it is drawn for moved rows only, in order
+        if epoch == 0:  # Eq. 2; the noise is drawn for moved rows only, in order
             moved = torch.zeros(16, 48, dtype=torch.bool)
             source = codes.detach().clone()
             for group in range(16):
@@ -146,12 +146,12 @@ def test_reset_uses_more_codes(tmp_path, store):
         run = tiny_run(codes=64, init="normal", reset=reset, epochs=6)
         result = train(run, store, tmp_path / str(reset), progress=False)
         used[reset] = result.last_epoch.utilization
-        assert result.model.quantizer.count.sum() == 192 * 16  # of the last epoch alone
+        assert result.model.quantizer.count.sum() == 192 * 16  # counts of the last epoch only
     assert used[True] > used[False] + 0.1
 
 
 def test_joint_loss_is_equation_4(tmp_path, store):
-    """One step: the codebook moves by the rectifier's loss alone.  Through an identity both losses are one."""
+    """One step: the rectifier's loss alone trains the codebook.  With the identity as rectifier both losses are equal."""
     identity = RectifierConfig("identity")
     one = {"epochs": 1, "batch_size": 200}
     joint = train(tiny_run(rectifier=identity, loss="joint", **one), store, tmp_path / "a", progress=False).model
@@ -165,7 +165,7 @@ def test_joint_loss_is_equation_4(tmp_path, store):
         torch.testing.assert_close(parameter, separate.rectifier.get_parameter(name))
 
 
-def test_the_global_generator_is_left_alone(tmp_path, store):
+def test_the_global_generator_is_unchanged(tmp_path, store):
     torch.manual_seed(5)
     expected = torch.rand(4)
     torch.manual_seed(5)

@@ -1,4 +1,4 @@
-"""Frozen VAEs: three classes made from small configurations, raw latents, and one clear line for each bad folder."""
+"""Frozen VAEs: three classes, raw latents, and a one-line message for each bad folder."""
 
 import json
 
@@ -80,7 +80,7 @@ def test_latents_are_raw_and_decode_takes_them(tmp_path, class_name):
     assert torch.equal(vae.decode(z * 1e4).abs().max(), torch.tensor(1.0))
 
 
-def test_nothing_trains_and_nothing_asks_for_gradients(tmp_path):
+def test_the_vae_is_frozen(tmp_path):
     vae = load_vae(save_tiny_vae(tmp_path / "vae"))
     assert not vae.vae.training
     assert not any(parameter.requires_grad for parameter in vae.vae.parameters())

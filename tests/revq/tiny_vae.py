@@ -1,4 +1,4 @@
-"""A diffusers AutoencoderDC of a few thousand random weights, and photos made of smooth noise."""
+"""A diffusers AutoencoderDC with a few thousand random weights, and photos made of smooth noise."""
 
 from pathlib import Path
 
