@@ -16,8 +16,8 @@ if TYPE_CHECKING:  # the names of `_HOME`, for type checkers and editors
     from revq.model.revq import ReVQ
     from revq.tokenizer import Tokenizer
     from revq_kernels import FastChannelVQ
-    from revq_kernels.interop.fast_distances import fast_distances
-    from revq_kernels.interop.patch import Patched, like, patch, unpatch
+    from revq_kernels.interop.lazy_cdist import fast_distances
+    from revq_kernels.interop.patching import Patched, like, patch, unpatch
 
 __version__ = "0.1.0"  # the only place: pyproject.toml reads it from here
 
@@ -27,18 +27,18 @@ _HOME = {
     "InputError": "revq.errors",
     "LatentStore": "revq.data.latents",
     "ModelConfig": "revq.config",
-    "Patched": "revq_kernels.interop.patch",
+    "Patched": "revq_kernels.interop.patching",
     "ReVQ": "revq.model.revq",
     "RectifierConfig": "revq.config",
     "RunConfig": "revq.config",
     "Tokenizer": "revq.tokenizer",
     "TrainConfig": "revq.config",
     "encode_folder": "revq.data.encode",
-    "fast_distances": "revq_kernels.interop.fast_distances",
-    "like": "revq_kernels.interop.patch",
+    "fast_distances": "revq_kernels.interop.lazy_cdist",
+    "like": "revq_kernels.interop.patching",
     "load_vae": "revq.data.vae",
-    "patch": "revq_kernels.interop.patch",
-    "unpatch": "revq_kernels.interop.patch",
+    "patch": "revq_kernels.interop.patching",
+    "unpatch": "revq_kernels.interop.patching",
 }
 _MODULES = ("recipes", "train")  # used as revq.recipes.demo() and revq.train.train(...)
 

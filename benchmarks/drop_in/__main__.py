@@ -19,8 +19,7 @@ from benchmarks.drop_in.memory import peak
 from benchmarks.drop_in.wrong import wrong_codes
 from benchmarks.rows import RESULTS, Rows, provenance, version
 from benchmarks.tables import read
-from revq_kernels.interop.doubles import plain_copy
-from revq_kernels.interop.verify import named_tensors
+from revq_kernels.interop.verify import named_tensors, plain_copy
 
 PACKAGES = ("diffusers", "transformers", "vector-quantize-pytorch", "encodec")
 

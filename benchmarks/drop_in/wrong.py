@@ -5,9 +5,8 @@ from torch import Tensor, nn
 
 import revq
 from benchmarks.drop_in.case import DropInCase
-from revq_kernels.interop.doubles import Doubles, in_double, plain_copy
-from revq_kernels.interop.family import Call
-from revq_kernels.interop.verify import Run, doubled_call, run
+from revq_kernels.interop.families.family import Call
+from revq_kernels.interop.verify import Doubles, Run, doubled_call, in_double, plain_copy, run
 
 
 def wrong_codes(case: DropInCase, training: bool) -> dict[str, str]:

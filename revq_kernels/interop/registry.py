@@ -1,32 +1,18 @@
-"""The families that `revq.patch` knows, and the quantizers that it knows and leaves."""
+"""The families that `revq.patch` knows, the quantizers that it leaves alone, and the classes of patched modules."""
+
+import functools
+from typing import Any
 
 from torch import nn
 
-from revq_kernels.interop.families import (
-    audio,
-    direction,
-    embedding,
-    llamagen,
-    lucidrains,
-    lucidrains_simvq,
-    taming,
-    titok,
-    unitok,
-    var,
-)
-from revq_kernels.interop.family import Family
+from revq_kernels.interop.families import audio, autoregressive, embedding, lucidrains
+from revq_kernels.interop.families.family import Family
 
 FAMILIES: tuple[Family, ...] = (
     *embedding.FAMILIES,
-    *taming.FAMILIES,
-    *titok.FAMILIES,
-    *llamagen.FAMILIES,
-    *unitok.FAMILIES,
-    *var.FAMILIES,
+    *autoregressive.FAMILIES,
     *lucidrains.FAMILIES,
-    *lucidrains_simvq.FAMILIES,
     *audio.FAMILIES,
-    *direction.FAMILIES,
 )
 
 LEFT_ALONE = {
@@ -37,20 +23,35 @@ LEFT_ALONE = {
     "GumbelQuantize": "no search: it samples from the softmax over all codes",
     "VectorQuantizerSinkhorn": "it assigns by Sinkhorn iterations over the whole matrix, in evaluation mode, too",
 }
-"""Class name -> why it stays as it is."""
+"""Class name -> why `revq.patch` does not replace it."""
 
 
 def families_of(module: nn.Module) -> list[Family]:
-    """The families that know a module's class: by its path, else by its name, which several may share."""
+    """The families of a module's class: those that list its path, else those that list its name, which several may do."""
     path = f"{type(module).__module__}.{type(module).__qualname__}"
     by_path = [family for family in FAMILIES if path in family.classes]
-    return by_path or [family for family in FAMILIES if family.knows(type(module))]
+    return by_path or [family for family in FAMILIES if family.includes(type(module))]
 
 
-def family_named(name: str) -> Family:
-    """The family of that name.
+@functools.cache
+def fast_class(original: Any, family: Family) -> Any:
+    """The class of a patched module: the family's methods, then ``original``, under the name of ``original``."""
+
+    def reduce(self: nn.Module, protocol: int) -> tuple:
+        reduced = super(kind, self).__reduce_ex__(protocol)
+        return (new_patched, (original, family.name), *reduced[2:])  # so copies and pickles are patched too
+
+    names = {"__module__": original.__module__, "__qualname__": original.__qualname__, "__doc__": original.__doc__}
+    own = {"revq_original": original, "revq_family": family, "__reduce_ex__": reduce}
+    kind: Any = type(original.__name__, (family.methods, original), {**names, **own})
+    return kind
+
+
+def new_patched(original: Any, family_name: str) -> nn.Module:
+    """An empty patched module, which copy and pickle fill.  Pickles name this function: it must not move.
 
     Raises:
-        KeyError: if there is none (a pickle of another version).
+        KeyError: if no family has that name (a pickle of another version).
     """
-    return {family.name: family for family in FAMILIES}[name]
+    kind = fast_class(original, {family.name: family for family in FAMILIES}[family_name])
+    return kind.__new__(kind)

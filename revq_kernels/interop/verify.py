@@ -1,22 +1,26 @@
-"""Whether a replacement does what it replaces: both, and the original in float64, run on copies with one random batch."""
+"""Checks a replacement against the original: both run on one random batch, and a float64 run of the original decides."""
 
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
-from revq_kernels.interop.doubles import Doubles, doubled, in_double, plain_copy
-from revq_kernels.interop.family import Call, Vectors
+from revq_kernels.interop.families.family import Call, Vectors
+
+_NARROW = (torch.float32, torch.bfloat16, torch.float16)
 
 _FACTOR, _ROUNDINGS = 2.0, 64
-"""A float may be this many times as far from the float64 run as the original's, or this many roundings of the largest."""
+"""A float may be off from the float64 run by this multiple of the original's error, or this many roundings of the largest."""
 
 
 class Run(NamedTuple):
-    """What a call gave: its result, the gradients of its arguments and parameters, parameters and buffers after it."""
+    """The outcome of a call: its result, the gradients of its arguments and parameters, parameters and buffers after it."""
 
     result: dict[str, Tensor]
     gradients: dict[str, Tensor]
@@ -24,14 +28,14 @@ class Run(NamedTuple):
 
 
 def difference(module: nn.Module, fast: nn.Module, calls: Callable[[nn.Module, Vectors], list[Call]]) -> str | None:
-    """Where ``fast`` departs from ``module`` in evaluation or training mode: None, or what and by how much.
+    """Where ``fast`` differs from ``module`` in evaluation or training mode: None, or what and by how much.
 
-    Integers (indices) must be those of the original, or of the original run in float64 where that corrects it.  Floats
-    (outputs, losses, gradients, state after the call) may be twice as far from the float64 run as the original's own,
-    or 64 roundings.  Neither module is changed, nor the state of torch's random numbers.
+    Integers (indices) must be those of the original, or those of its float64 run where that corrects the original.  Floats
+    (outputs, losses, gradients, state after the call) may be off from the float64 run by twice the original's error, or by
+    64 roundings.  Neither the modules nor the state of torch's random numbers change.
     """
     kind = _device(module).type
-    # float64 has the answer to what is asked in float32; and what is made in inference mode takes no gradient
+    # Under autocast the runs would not be float32 and float64; tensors made in inference mode take no gradient
     with torch.autocast(kind, enabled=False), torch.inference_mode(False):
         return _difference(module, fast, calls)
 
@@ -51,12 +55,12 @@ def _difference(module: nn.Module, fast: nn.Module, calls: Callable[[nn.Module, 
 
 
 def run(module: nn.Module, call: Call) -> Run:
-    """Call ``module`` itself, with gradients of a fixed projection of everything it returns, under a fixed random state."""
+    """Call ``module`` (not a copy) with a fixed random state, and take the gradients of a weighted sum of all results."""
     args, kwargs = _leaves(call.args), _leaves(call.kwargs)
     with _seeded(_device(module)), torch.inference_mode(False), torch.enable_grad():
         result = dict(named_tensors(getattr(module, call.method)(*args, **kwargs)))
         total = sum(
-            (_projection(value) for value in result.values() if value.requires_grad), torch.zeros((), device="cpu")
+            (_weighted_sum(value) for value in result.values() if value.requires_grad), torch.zeros((), device="cpu")
         )
         if total.requires_grad:
             total.backward()
@@ -67,12 +71,11 @@ def run(module: nn.Module, call: Call) -> Run:
 
 
 def compare(found: dict[str, Tensor], original: dict[str, Tensor], truth: dict[str, Tensor]) -> str | None:
-    """Why ``found`` is no stand-in for ``original``, given the same in float64; None if it is."""
+    """Why ``found`` cannot replace ``original``, given the float64 results ``truth``; None if it can."""
     if found.keys() != original.keys():
         return f"it gives {sorted(found)}, the original {sorted(original)}"
-    for name, value in sorted(
-        found.items(), key=lambda item: item[1].is_floating_point()
-    ):  # indices say more than floats
+    # Integers first: a wrong index explains more than the wrong floats that follow from it
+    for name, value in sorted(found.items(), key=lambda item: item[1].is_floating_point()):
         expected, exact = original[name], truth[name]
         if value.shape != expected.shape or value.dtype != expected.dtype:
             got, wanted = (f"{t.dtype} {tuple(t.shape)}" for t in (value, expected))
@@ -89,23 +92,18 @@ def compare(found: dict[str, Tensor], original: dict[str, Tensor], truth: dict[s
 
 
 def errors(value: Tensor, original: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest error of ``value`` against ``exact``, and the largest that the original's own error allows."""
+    """The largest error of ``value`` against ``exact``, and the largest error that is allowed, given the original's."""
     if not value.numel():
         return torch.zeros((), device="cpu"), torch.zeros((), device="cpu")
-    same = (value == exact) | (value.isnan() & exact.isnan())  # equal infinities differ by NaN
+    same = (value == exact) | (value.isnan() & exact.isnan())  # the difference of equal infinities is NaN
     error = torch.where(same, 0, (value.double() - exact).abs()).max()
     own = torch.where(original == exact, 0, (original.double() - exact).abs()).nan_to_num(0.0).max()
     rounding = torch.finfo(value.dtype).eps * exact.abs().nan_to_num(0.0, 0.0, 0.0).max()
     return error, torch.maximum(_FACTOR * own, _ROUNDINGS * rounding)
 
 
-def doubled_call(call: Call) -> Call:
-    """The call with float64 arguments."""
-    return dataclasses.replace(call, args=doubled(call.args), kwargs=doubled(call.kwargs))
-
-
 def named_tensors(value: Any, name: str = "result") -> Iterator[tuple[str, Tensor]]:
-    """The tensors in nested tuples, lists, dicts and dataclasses, with where they stand."""
+    """The tensors in nested tuples, lists, dicts and dataclasses, each with its path."""
     if isinstance(value, Tensor):
         yield name, value
     elif dataclasses.is_dataclass(value) or isinstance(value, dict):
@@ -117,13 +115,75 @@ def named_tensors(value: Any, name: str = "result") -> Iterator[tuple[str, Tenso
             yield from named_tensors(item, f"{name}[{position}]")
 
 
+def plain_copy(module: nn.Module) -> nn.Module:
+    """A copy of ``module`` in which neither buffers nor computed attributes (the weight of ``weight_norm``) take gradients.
+
+    torch does not copy a computed tensor, and a buffer that takes a gradient cannot be changed in place.
+    """
+    attributes = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
+    graded = [tensor for tensor in module.buffers() if tensor.requires_grad]
+    graded += [tensor for tensor in attributes if not tensor.is_leaf]
+    return copy.deepcopy(module, {id(tensor): tensor.detach().clone() for tensor in graded})
+
+
+def in_double(module: nn.Module) -> nn.Module:
+    """A copy of ``module`` with float64 parameters and buffers, to be called inside `Doubles`."""
+    wide = plain_copy(module).double()
+    for part in wide.modules():  # tensors that are neither parameters nor buffers, such as a cached codebook
+        for name, value in vars(part).items():
+            if isinstance(value, Tensor) and value.dtype in _NARROW:
+                setattr(part, name, value.double())
+    return wide
+
+
+def doubled_call(call: Call) -> Call:
+    """The call with float64 arguments in place of narrower floats."""
+    return dataclasses.replace(call, args=_doubled(call.args), kwargs=_doubled(call.kwargs))
+
+
+class Doubles(TorchFunctionMode):
+    """Within the block, code that converts to float32 or a narrower dtype converts to float64, which is also the default.
+
+    So a module with float64 parameters (`in_double`) computes in float64 throughout.
+    """
+
+    def __enter__(self) -> "Doubles":
+        self._default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        torch.set_default_dtype(self._default)
+        super().__exit__(*error)
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (Tensor.float, Tensor.half, Tensor.bfloat16):
+            return args[0].double()
+        args = tuple(_wide(value) for value in args)
+        return func(*args, **{name: _wide(value) for name, value in kwargs.items()})
+
+
+def _wide(value: Any) -> Any:
+    return torch.float64 if isinstance(value, torch.dtype) and value in _NARROW else value
+
+
+def _doubled(values: Any) -> Any:
+    def double(tensor: Tensor) -> Tensor:
+        if tensor.dtype not in _NARROW:
+            return tensor
+        return tensor.detach().double().requires_grad_(tensor.requires_grad)
+
+    return tree_map_only(Tensor, double, values)
+
+
 def _device(module: nn.Module) -> torch.device:
     return next((tensor.device for tensor in module.state_dict().values()), torch.device("cpu"))
 
 
 @contextlib.contextmanager
 def _seeded(device: torch.device) -> Iterator[None]:
-    """A fixed random state on the CPU and ``device``, the old one afterwards; ``torch.manual_seed`` would seed every card."""
+    """A fixed random state on the CPU and ``device``, restored afterwards; ``torch.manual_seed`` would seed every GPU."""
     cards = [device.index or 0] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cards):
         torch.default_generator.manual_seed(0)
@@ -133,16 +193,16 @@ def _seeded(device: torch.device) -> Iterator[None]:
 
 
 def _leaves(values: Any) -> Any:
-    """``values`` with floating tensors as new leaves that take gradients."""
+    """``values`` with floating-point tensors as new leaves that take gradients."""
 
     def leaf(tensor: Tensor) -> Tensor:
         tensor = tensor.detach().clone()
         return tensor.requires_grad_(tensor.is_floating_point())
 
-    return torch.utils._pytree.tree_map_only(Tensor, leaf, values)
+    return tree_map_only(Tensor, leaf, values)
 
 
-def _projection(value: Tensor) -> Tensor:
-    """A sum with weights that tell places apart."""
+def _weighted_sum(value: Tensor) -> Tensor:
+    """A sum whose weights depend on the position, so that exchanged elements change it."""
     weights = torch.linspace(0.5, 1.5, value.numel(), dtype=torch.float64, device=value.device).view(value.shape)
     return (value.double() * weights).sum().cpu()

@@ -10,9 +10,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import revq
-from revq_kernels.interop.doubles import Doubles, in_double, plain_copy
-from revq_kernels.interop.family import Call
-from revq_kernels.interop.verify import Run, compare, doubled_call, named_tensors, run
+from revq_kernels.interop.families.family import Call
+from revq_kernels.interop.verify import (
+    Doubles,
+    Run,
+    compare,
+    doubled_call,
+    in_double,
+    named_tensors,
+    plain_copy,
+    run,
+)
 
 Inputs = Callable[[int], tuple[Any, ...]]
 
@@ -57,16 +65,16 @@ def check_training(module: nn.Module, method: str, inputs: Inputs, steps: int, l
     runs = []
     calls = [Call(method, inputs(100 + step)) for step in range(steps)]  # outside `Doubles`: other numbers in float64
     for wrap, patch in ((plain_copy, False), (plain_copy, True), (in_double, False)):
-        twin = wrap(module).train()
-        parameters = list(twin.parameters())
+        copied = wrap(module).train()
+        parameters = list(copied.parameters())
         optimizer = torch.optim.SGD(parameters, lr=lr) if parameters else None
-        with patched(twin, verify=False) if patch else Doubles() if wrap is in_double else torch.enable_grad():
+        with patched(copied, verify=False) if patch else Doubles() if wrap is in_double else torch.enable_grad():
             for call in calls:
-                run(twin, doubled_call(call) if wrap is in_double else call)  # leaves the gradients on the parameters
+                run(copied, doubled_call(call) if wrap is in_double else call)  # leaves the gradients on the parameters
                 if optimizer is not None:
                     optimizer.step()
                     optimizer.zero_grad()
-        runs.append(dict(twin.state_dict()))
+        runs.append(dict(copied.state_dict()))
     original, fast, truth = runs
     assert compare(fast, original, truth) is None, compare(fast, original, truth)
     moved = [name for name, value in module.state_dict().items() if not torch.equal(value, original[name])]
@@ -77,9 +85,9 @@ def check_state(build: Callable[[], nn.Module], call: Call) -> None:
     """Names and values of the state survive, `like` shares them, and `unpatch` gives the original back bit for bit."""
     module = build().eval()
     before, state, kind, held = run(module, call), copy.deepcopy(module.state_dict()), type(module), set(vars(module))
-    twin = revq.like(module)
-    assert type(module) is kind and list(twin.state_dict()) == list(state)
-    for (name, mine), (_, theirs) in zip(named_state(twin), named_state(module), strict=True):
+    copied = revq.like(module)
+    assert type(module) is kind and list(copied.state_dict()) == list(state)
+    for (name, mine), (_, theirs) in zip(named_state(copied), named_state(module), strict=True):
         assert mine is theirs, f"{name} is not shared"
 
     report = revq.patch(module, verbose=False)

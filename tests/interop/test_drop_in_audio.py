@@ -158,8 +158,8 @@ def test_first_batch_shares_the_codes_among_processes(monkeypatch):
 @pytest.mark.parametrize("fork", ["audiocraft.quantization.core_vq", "encoder.quantization.core_vq"])
 def test_forks_of_encodec(fork):
     kind = imported("encodec.quantization.core_vq").EuclideanCodebook
-    twin = type("EuclideanCodebook", (kind,), {"__module__": fork})
-    report = revq.patch(twin(D, 64, kmeans_init=True), verbose=False)
+    forked = type("EuclideanCodebook", (kind,), {"__module__": fork})
+    report = revq.patch(forked(D, 64, kmeans_init=True), verbose=False)
     assert [(entry.family, entry.patched) for entry in report.entries] == [("encodec", True)], report
 
 

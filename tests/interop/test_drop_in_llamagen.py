@@ -9,7 +9,7 @@ from torch import nn
 
 import revq
 from benchmarks.restated.llamagen import VectorQuantizer
-from revq_kernels.interop import entropy
+from revq_kernels.interop.families import autoregressive
 
 
 def build(ratio=0.0, l2_norm=True, show_usage=True):
@@ -54,7 +54,7 @@ def test_losses_and_usage_that_are_no_tensors():
 
 
 def test_no_matrix(monkeypatch):
-    monkeypatch.setattr(entropy, "_CPU_PAIRS", 4 * 512)
+    monkeypatch.setattr(autoregressive, "_CPU_PAIRS", 4 * 512)
     for ratio in (0.0, 0.1):
         check_memory(build(ratio, show_usage=False), Call("forward", inputs(0)), pairs=256 * 512)
 

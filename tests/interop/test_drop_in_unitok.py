@@ -9,7 +9,7 @@ from torch.nn import functional as F
 import revq
 from benchmarks.restated import process_group
 from benchmarks.restated.unitok import VectorQuantizer, VectorQuantizerM
-from revq_kernels.interop import entropy
+from revq_kernels.interop.families import autoregressive
 
 
 def build(entropy_loss=False):
@@ -83,7 +83,7 @@ def test_sums_over_processes_where_the_repository_does(monkeypatch):
 
 
 def test_no_matrix(monkeypatch):
-    monkeypatch.setattr(entropy, "_CPU_PAIRS", 4 * 512)
+    monkeypatch.setattr(autoregressive, "_CPU_PAIRS", 4 * 512)
     check_memory(build(entropy_loss=True), Call("forward", inputs(0)), pairs=128 * 512)
     check_memory(build(), Call("f_to_idx", inputs(0)), pairs=128 * 512)
 

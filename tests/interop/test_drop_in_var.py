@@ -17,7 +17,7 @@ from torch import nn
 
 import revq
 from benchmarks.restated.var import VectorQuantizer2
-from revq_kernels.interop.families import var
+from revq_kernels.interop.families import autoregressive
 
 SIDES = (1, 2, 3, 6)
 
@@ -153,6 +153,6 @@ def test_a_changed_class_is_left(kind, reason, group):
     module = build(kind=type("VectorQuantizer2", (kind,), {}))
     (entry,) = revq.patch(module, verbose=False).entries
     if reason is None:
-        assert entry.family == "VAR (indices)" and var._Var not in type(module).__mro__
+        assert entry.family == "VAR (indices)" and autoregressive._Var not in type(module).__mro__
     else:
         assert not entry.patched and reason in entry.note

@@ -4,9 +4,9 @@ import pytest
 import torch
 from drop_in_case import largest_tensor
 
-from revq_kernels.interop import entropy
-from revq_kernels.interop.entropy import code_entropies
-from revq_kernels.interop.family import Call
+from revq_kernels.interop.families import autoregressive
+from revq_kernels.interop.families.autoregressive import code_entropies
+from revq_kernels.interop.families.family import Call
 
 EPS = 1e-5
 
@@ -30,7 +30,7 @@ def ours(x, codes, temperature):
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-    monkeypatch.setattr(entropy, "_CPU_PAIRS", 37 * 5)  # five rows at a time, and a rest
+    monkeypatch.setattr(autoregressive, "_CPU_PAIRS", 37 * 5)  # five rows at a time, and a rest
 
 
 @pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0), (0.3, -2.0)])

@@ -2,6 +2,9 @@
 
 import copy
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +13,9 @@ from drop_in_case import check_quantizer
 from torch import nn
 
 import revq
+from revq_kernels import interop
 from revq_kernels.interop import registry
-from revq_kernels.interop.family import Call, Family, Vectors
+from revq_kernels.interop.families.family import Call, Family, Vectors
 from revq_kernels.interop.search import nearest
 from revq_kernels.interop.verify import errors
 
@@ -234,16 +238,16 @@ def test_like_is_another_module_with_the_same_tensors():
     module = build()
     model = nn.Sequential(nn.Linear(DIM, DIM), module)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    model[1] = twin = revq.like(module)
-    assert type(module) is ToyQuantizer and twin.embedding.weight is module.embedding.weight
-    assert twin.usage is module.usage and twin.embedding is not module.embedding
+    model[1] = shared = revq.like(module)
+    assert type(module) is ToyQuantizer and shared.embedding.weight is module.embedding.weight
+    assert shared.usage is module.usage and shared.embedding is not module.embedding
     before = module.embedding.weight.clone()
     model(inputs(0)[0])[1].backward()
     optimizer.step()
     assert not torch.equal(before, module.embedding.weight), "the optimizer holds the same parameter"
-    twin.eval()
+    shared.eval()
     assert module.training, "modes are each module's own"
-    twin.register_forward_hook(lambda *_: None)
+    shared.register_forward_hook(lambda *_: None)
     assert not module._forward_hooks
 
 
@@ -313,3 +317,67 @@ def test_patching_in_inference_mode_and_with_another_default_device():
     module = build()
     with torch.device("meta"):
         assert revq.patch(module, verbose=False).entries[0].patched
+
+
+WITH_TORCH_ALONE = """
+import sys
+
+for name in ("diffusers", "matplotlib", "PIL", "tqdm", "transformers", "triton", "tyro", "vector_quantize_pytorch"):
+    sys.modules[name] = None  # an import of it raises
+
+import torch
+from torch import nn
+
+import revq
+
+
+class SimpleVectorizer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(64, 4)
+        self.commitment_cost, self.entropy_loss_weight, self.use_l2_normalization = 0.25, 0.0, False
+
+    def get_codebook_entry(self, indices):
+        return self.embedding(indices)
+
+    def forward(self, z):
+        z = z.permute(0, 2, 3, 1).contiguous()
+        indices = torch.cdist(z.flatten(0, 2), self.embedding.weight).argmin(1)
+        rows = self.get_codebook_entry(indices).view(z.shape)
+        commitment = self.commitment_cost * (rows.detach() - z).square().mean()
+        codebook = (rows - z.detach()).square().mean()
+        zero = torch.zeros(())
+        return (z + (rows - z).detach()).permute(0, 3, 1, 2).contiguous(), {
+            "quantizer_loss": commitment + codebook,
+            "commitment_loss": commitment,
+            "codebook_loss": codebook,
+            "entropy_loss": zero,
+            "per_sample_entropy": zero,
+            "avg_entropy": zero,
+            "min_encoding_indices": indices.view(z.shape[:-1]),
+        }
+
+
+quantizer, z = SimpleVectorizer(), torch.randn(2, 4, 3, 3)
+expected, _ = quantizer(z)
+(entry,) = revq.patch(quantizer, verbose=False).entries
+assert entry.patched and entry.family == "MaskBit SimpleVectorizer" and entry.note == "forward; checked", entry
+assert torch.equal(quantizer(z)[0], expected)
+revq.unpatch(quantizer)
+assert torch.equal(revq.like(quantizer)(z)[0], expected)
+x, codes = torch.randn(5, 4), quantizer.embedding.weight
+with revq.fast_distances():
+    nearest = torch.cdist(x, codes).argmin(1)
+assert torch.equal(nearest, torch.cdist(x, codes).argmin(1))
+"""
+
+
+def test_torch_is_all_that_is_needed():
+    root = Path(__file__).parent.parent.parent
+    subprocess.run([sys.executable, "-c", WITH_TORCH_ALONE], check=True, cwd=root)
+
+
+def test_public_names_are_the_functions_themselves():
+    """A module of the same name would hide a function of the package."""
+    for name in ("patch", "unpatch", "like", "Patched", "fast_distances"):
+        assert getattr(interop, name) is getattr(revq, name)

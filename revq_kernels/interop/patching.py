@@ -1,16 +1,16 @@
-"""`patch`, `unpatch` and `like`: fused search for the quantizers in a model that was written without it."""
+"""`patch`, `unpatch` and `like`: replace the search of quantizers in existing models by the fused one."""
 
 import copy
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
-from revq_kernels.interop.doubles import plain_copy
-from revq_kernels.interop.family import Family, changed, fast_class
-from revq_kernels.interop.registry import LEFT_ALONE, families_of
-from revq_kernels.interop.verify import difference
+from revq_kernels.interop.families.family import Family
+from revq_kernels.interop.registry import LEFT_ALONE, families_of, fast_class
+from revq_kernels.interop.verify import difference, plain_copy
 
 _ALREADY = "already patched"
 _LOOKS_LIKE_ONE = re.compile(r"quanti[sz]|codebook", re.IGNORECASE)
@@ -18,7 +18,15 @@ _LOOKS_LIKE_ONE = re.compile(r"quanti[sz]|codebook", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Entry:
-    """One module of a report: its name in the model, its class, its family if it has one, and what became of it."""
+    """One quantizer in a report.
+
+    Attributes:
+        module: its name in the model.
+        kind: the name of its class.
+        family: the name of its family, "" without one.
+        patched: whether its search is replaced.
+        note: the methods that are replaced, or why none is.
+    """
 
     module: str
     kind: str
@@ -29,11 +37,11 @@ class Entry:
 
 @dataclass
 class Patched:
-    """What `patch` did; prints as a table.  As a context manager it takes the patch back at the end of the block.
+    """What `patch` did; prints as a table.  As a context manager it undoes the patch at the end of the block.
 
     Attributes:
         model: the model that was patched.
-        entries: one for each quantizer that was found.
+        entries: one `Entry` per quantizer in the model.
     """
 
     model: nn.Module
@@ -41,7 +49,7 @@ class Patched:
     _changed: list[nn.Module] = field(default_factory=list, repr=False)
 
     def unpatch(self) -> None:
-        """Take back what this call of `patch` did, and no more."""
+        """Undo this call of `patch`; modules that were patched before it stay patched."""
         for module in self._changed:
             _restore(module)
 
@@ -63,25 +71,26 @@ class Patched:
 
 
 def patch(model: nn.Module, *, verify: bool = True, verbose: bool = True) -> Patched:
-    """Give every known quantizer in ``model`` the fused search, in place.
+    """Replace the search of every known quantizer in ``model`` by the fused one, in place.
 
-    A quantizer is known by its class and by what it holds; docs/drop-in.md lists the families.  The smallest method that
-    suffices is replaced, by changing the module's class to a subclass of its own: parameters, buffers, names, hooks,
-    optimizers and ``isinstance`` stay as they are.  Copies of a patched module are patched.  Patch before
-    ``torch.compile`` and before wrappers that set methods on instances (accelerate's hooks); what cannot be patched is
-    left as it is, and the report says why.
+    A quantizer is recognized by its class and its attributes; docs/drop-in.md lists the families.  The patch replaces the
+    smallest method that contains the search, by changing the module's class to a subclass: parameters, buffers, names,
+    hooks, optimizers and ``isinstance`` stay as they are.  Copies of a patched module are patched.  Patch before
+    ``torch.compile`` and before wrappers that set methods on instances (accelerate's hooks).  A quantizer that cannot be
+    patched stays as it is, and the report says why.
 
     Args:
-        model: any module, itself a quantizer or holding some.
-        verify: run each replacement beside the original on a small random batch, in both modes and with gradients, on
-            copies (whose hooks run, too), and leave the original where they differ (see `revq_kernels.interop.verify.difference`).
+        model: a quantizer, or a module that contains quantizers.
+        verify: run each replacement and the original on a small random batch, in both modes and with gradients, and keep
+            the original where they differ (see `revq_kernels.interop.verify.difference`).  The runs use copies, whose hooks
+            run too.
         verbose: print the report.
 
     Returns:
-        The report; ``with revq.patch(model):`` takes the patch back at the end.
+        The report; ``with revq.patch(model):`` undoes the patch at the end.
 
     Raises:
-        TypeError: if ``model`` is no module.
+        TypeError: if ``model`` is not a module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
@@ -98,10 +107,10 @@ def patch(model: nn.Module, *, verify: bool = True, verbose: bool = True) -> Pat
 
 
 def unpatch(model: nn.Module) -> None:
-    """Give every patched quantizer in ``model`` its own class back; nothing else was changed by `patch`.
+    """Give every patched quantizer in ``model`` its original class back, which undoes all that `patch` changed.
 
     Raises:
-        TypeError: if ``model`` is no module.
+        TypeError: if ``model`` is not a module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
@@ -110,28 +119,31 @@ def unpatch(model: nn.Module) -> None:
 
 
 def like(module: nn.Module, *, verify: bool = True) -> nn.Module:
-    """A quantizer that computes what ``module`` does, with the fused search, from the same parameters and buffers.
+    """A patched copy of ``module`` that shares its parameters and buffers; ``module`` itself stays as it is.
 
-    ``model.quantize = revq.like(model.quantize)`` is all: call, results, ``state_dict`` and parameter names are those of
-    ``module``, which itself stays as it is.  Parameters and buffers are the same objects, so optimizers, averaged copies
-    and wrappers that hold them go on working.  Go on with one of the two: what is moved, cast or trained as the other
-    parts with some of the shared tensors.
+    Usage: ``model.quantize = revq.like(model.quantize)``.  Call, results, ``state_dict`` and parameter names are those of
+    ``module``.  Parameters and buffers are the same objects, so optimizers, averaged copies and wrappers that hold them keep
+    working.  Use only one of the two modules afterwards: moving, casting or training one of them can replace tensors that
+    the other one then no longer shares.
 
     Args:
-        module: a quantizer of a known family, or a module that holds some.
+        module: a quantizer of a known family, or a module that contains some.
         verify: as for `patch`.
 
+    Returns:
+        The new module.
+
     Raises:
-        TypeError: if ``module`` is no module.
-        ValueError: if it holds no quantizer that can be replaced, with the reason.
+        TypeError: if ``module`` is not a module.
+        ValueError: if it contains no quantizer that can be patched, with the reason.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
-    twin = _twin(module, {})
-    report = patch(twin, verify=verify, verbose=False)
+    fast = _shallow_copy(module, {})
+    report = patch(fast, verify=verify, verbose=False)
     if not any(entry.patched for entry in report.entries):
         raise ValueError(f"module: expected a quantizer of a known family, got {type(module).__name__}\n{report}")
-    return twin
+    return fast
 
 
 def _restore(module: nn.Module) -> None:
@@ -141,8 +153,8 @@ def _restore(module: nn.Module) -> None:
 
 
 def _patch_one(name: str, module: nn.Module, verify: bool) -> Entry | None:
-    """Patch one module by the first family that fits; None for one that is no quantizer."""
-    kind = type(module)
+    """Patch one module by the first family that fits; None for a module that is not a quantizer."""
+    kind: Any = type(module)
     if "revq_original" in vars(kind):
         return Entry(name, kind.__name__, kind.revq_family.name, True, _ALREADY)
     families = families_of(module)
@@ -151,30 +163,31 @@ def _patch_one(name: str, module: nn.Module, verify: bool) -> Entry | None:
         return None if reason is None else Entry(name, kind.__name__, "", False, reason)
     reasons = []
     for family in families:
-        reason = changed(module, family) or (_check(module, family) if verify else None)
+        reason = family.mismatch(module) or (_check(module, family) if verify else None)
         if reason is None:
             module.__class__ = fast_class(kind, family)
             note = ", ".join(family.replaced) + ("; checked" if verify else "; not checked")
             return Entry(name, kind.__name__, family.name, True, note)
         reasons.append(reason if len(families) == 1 else f"no {family.name}: {reason}")
     if any(families_of(part) for part in module.modules() if part is not module):
-        return None  # it shares a name with a quantizer and holds others, which speak for themselves
+        return None  # it has the class name of a quantizer but only contains quantizers, which have their own entries
     return Entry(name, kind.__name__, families[0].name if len(families) == 1 else "", False, "; ".join(reasons))
 
 
 def _check(module: nn.Module, family: Family) -> str | None:
-    """Why the replacement is not to be trusted; None if it is."""
+    """Why the replacement must not be used; None if it passes the check."""
     try:
-        with torch.inference_mode(False):  # copies made in that mode take no gradient
+        with torch.inference_mode(False):  # tensors copied in inference mode take no gradient
             fast = plain_copy(module)
-            fast.__class__ = fast_class(type(module), family)
+            kind: Any = type(module)
+            fast.__class__ = fast_class(kind, family)
             return difference(module, fast, family.calls)
-    except Exception as error:  # whatever goes wrong in a check, the original stays
+    except Exception as error:  # any failure of a check keeps the original
         return f"the check failed: {type(error).__name__}: {error}"
 
 
 def _left_alone(module: nn.Module) -> str | None:
-    """Why a module that looks like a quantizer is not patched; None for every other."""
+    """Why a module without a family is not patched, if it looks like a quantizer; None if it does not."""
     kind = type(module).__name__
     if kind in LEFT_ALONE:
         return LEFT_ALONE[kind]
@@ -186,16 +199,16 @@ def _left_alone(module: nn.Module) -> str | None:
     return None
 
 
-def _twin(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
-    """A module tree of its own around the same parameters and buffers."""
-    if id(module) not in made:
-        twin = made[id(module)] = module.__new__(type(module))
-        twin.__dict__.update(vars(module))
+def _shallow_copy(module: nn.Module, copies: dict[int, nn.Module]) -> nn.Module:
+    """A copy of a tree of modules around the same parameters and buffers; ``copies`` maps ids of originals to copies."""
+    if id(module) not in copies:
+        copied = copies[id(module)] = module.__new__(type(module))
+        copied.__dict__.update(vars(module))
         for name in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
-            twin.__dict__[name] = copy.copy(vars(module)[name])
+            copied.__dict__[name] = copy.copy(vars(module)[name])
         for name in [key for key in vars(module) if key.endswith("_hooks") and isinstance(vars(module)[key], dict)]:
-            twin.__dict__[name] = copy.copy(vars(module)[name])
-        twin.__dict__["_modules"] = {
-            name: None if part is None else _twin(part, made) for name, part in module._modules.items()
+            copied.__dict__[name] = copy.copy(vars(module)[name])
+        copied.__dict__["_modules"] = {
+            name: None if part is None else _shallow_copy(part, copies) for name, part in module._modules.items()
         }
-    return made[id(module)]
+    return copies[id(module)]
