@@ -37,10 +37,10 @@ bench: $(READY) $(MODELS)
 	$(PY) -m benchmarks.acceptance
 	$(PY) -m benchmarks.search
 	$(PY) -m benchmarks.memory
-	$(PY) -m benchmarks.report
+	$(PY) -m benchmarks.harness.report
 
 soak: $(READY)
-	$(PY) -m benchmarks.soak
+	$(PY) -m tests.fuzz.soak
 
 bench-gpu: $(READY)
 	$(PY) -m benchmarks.gpu

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import report
-from benchmarks.cases import ACCEPTANCE, SMALL, Case
-from benchmarks.clock import Clock
-from benchmarks.compiled import fma_gflops
-from benchmarks.measure import Row, blank, measure
-from benchmarks.peak import peak
+from benchmarks.harness import report
+from benchmarks.harness.cases import ACCEPTANCE, SMALL, Case
+from benchmarks.harness.measure import Row, blank, measure
+from benchmarks.harness.memory import peak
+from benchmarks.harness.rows import RESULTS, Rows, provenance, version
+from benchmarks.harness.timing import Clock
 from benchmarks.providers import PROVIDERS, Provider
-from benchmarks.rows import RESULTS, Rows, provenance, version
+from tests.fuzz.compiled import fma_gflops
 
 NAMES = ["revq", "revq, automatic", "revq, index", "revq, refit", "faiss", "nanoflann", "scipy cKDTree", "torch.cdist"]
 TREES = ("revq, index", "revq, refit", "nanoflann", "scipy cKDTree")
@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
         one_process(options, options.threads[0])
         return
     if not options.small:
-        from benchmarks import latents
+        from benchmarks.harness import latents
 
         latents.main()  # before the clock starts
     for threads in options.threads:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.cases import SEARCH
+from benchmarks.harness.cases import SEARCH
+from benchmarks.harness.rows import Rows, provenance
 from benchmarks.providers import OURS, serving
-from benchmarks.rows import Rows, provenance
 from benchmarks.search import ROUNDS, measured
 
 OUT = Path(__file__).parents[1] / "runs" / "bench-search"

@@ -3,7 +3,7 @@
 import statistics
 from pathlib import Path
 
-from benchmarks.rows import RESULTS
+from benchmarks.harness.rows import RESULTS
 from benchmarks.tables import markdown, read, source
 
 Row = dict[str, str]

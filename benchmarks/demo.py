@@ -6,7 +6,7 @@ python -m benchmarks.demo
 import dataclasses
 import tempfile
 
-from benchmarks.rows import provenance, write
+from benchmarks.harness.rows import provenance, write
 from revq import recipes
 from revq.demo import demo
 

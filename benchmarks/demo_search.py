@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.rows import provenance, write
+from benchmarks.harness.rows import provenance, write
 
 HERE = Path(__file__).parent.parent
 

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 from benchmarks.demo_search import HERE, commit
-from benchmarks.rows import provenance, write
+from benchmarks.harness.rows import provenance, write
 
 TURN = 0.5  # seconds
 POLL = 0.01  # seconds

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case
-from benchmarks.exhaustive import exhaustive
-from benchmarks.wrong import spaced_rows
+from benchmarks.harness.cases import Case
+from benchmarks.harness.correctness import spaced_rows
 from revq_kernels import nearest_code, quantize
+from revq_kernels.testing.exhaustive import exhaustive
 from revq_kernels.testing.problems import Problem, problems, segment_sum_truth
 
 

@@ -4,7 +4,7 @@
     python -m benchmarks.gpu --device cpu        # a dry run of the same code on small cases
 
 Ends with exit status 1 at the first wrong answer of ours.  Rows are on disk as soon as they exist; what the time does not
-reach gets a row that says so.  `python -m benchmarks.report` puts the rows into the docs.
+reach gets a row that says so.  `python -m benchmarks.harness.report` puts the rows into the docs.
 """
 
 import argparse
@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 
-from benchmarks import gpu_rates, train_step
-from benchmarks.cases import PAPER, PAPER_DATA, SINGLE, SMALL, Case
-from benchmarks.clock import Clock
+from benchmarks import train_step
 from benchmarks.gate import WrongAnswerError, check_case, check_suite
-from benchmarks.measure import blank, measure
+from benchmarks.harness import gpu_rates
+from benchmarks.harness.cases import PAPER, PAPER_DATA, SINGLE, SMALL, Case
+from benchmarks.harness.measure import blank, measure
+from benchmarks.harness.rows import RESULTS, Rows, card, provenance
+from benchmarks.harness.timing import Clock
 from benchmarks.providers import OURS, Provider, serving
-from benchmarks.rows import RESULTS, Rows, card, provenance
 from revq_kernels import explain, nearest_code
 
 ROUNDS = 7

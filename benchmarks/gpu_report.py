@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from benchmarks.rows import RESULTS
+from benchmarks.harness.rows import RESULTS
 from benchmarks.tables import PAGE, markdown, read, source
 
 NONE = (

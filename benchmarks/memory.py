@@ -7,10 +7,10 @@ import argparse
 
 import torch
 
-from benchmarks.cases import MEMORY
-from benchmarks.peak import peak
+from benchmarks.harness.cases import MEMORY
+from benchmarks.harness.memory import peak
+from benchmarks.harness.rows import RESULTS, Rows, provenance
 from benchmarks.providers import serving
-from benchmarks.rows import RESULTS, Rows, provenance
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import tempfile
 from pathlib import Path
 
-from benchmarks.rows import provenance, write
+from benchmarks.harness.rows import provenance, write
 from revq import recipes
 from revq.config import RectifierConfig
 from revq.data.latents import LatentStore

@@ -9,7 +9,7 @@ import dataclasses
 import tempfile
 from pathlib import Path
 
-from benchmarks.rows import provenance, write
+from benchmarks.harness.rows import provenance, write
 from revq import assets, recipes
 from revq.config import RectifierConfig
 from revq.data.encode import encode_folder

@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.acceptance import versions
-from benchmarks.cases import CPU_PAPER, SEARCH, SMALL, Case
-from benchmarks.clock import Clock
-from benchmarks.compiled import fma_gflops
-from benchmarks.measure import Row, blank, measure
-from benchmarks.peak import peak
+from benchmarks.harness.cases import CPU_PAPER, SEARCH, SMALL, Case
+from benchmarks.harness.measure import Row, blank, measure
+from benchmarks.harness.memory import peak
+from benchmarks.harness.rows import RESULTS, Rows, provenance
+from benchmarks.harness.timing import Clock
 from benchmarks.providers import OURS, Provider, serving
-from benchmarks.rows import RESULTS, Rows, provenance
+from tests.fuzz.compiled import fma_gflops
 
 ROUNDS = 7
 SECONDS_EACH = 1.5

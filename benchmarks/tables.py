@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from benchmarks.rows import RESULTS
+from benchmarks.harness.rows import RESULTS
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case
-from benchmarks.clock import Clock, interleaved, peak_mb
+from benchmarks.harness.cases import Case
+from benchmarks.harness.timing import Clock, interleaved, peak_mb
 from revq_kernels import FastChannelVQ
 
 WARM_UP, STEPS = 3, 3

@@ -8,19 +8,20 @@ import subprocess
 import pytest
 import torch
 
-from benchmarks import gate, gpu, measure, search
-from benchmarks.cases import PAPER, SMALL, Case
-from benchmarks.clock import Clock
+from benchmarks import gate, gpu, search
 from benchmarks.cpu_report import search_table
-from benchmarks.exhaustive import PAIRS_PER_CHUNK, exhaustive
-from benchmarks.floors import floors
-from benchmarks.gpu_rates import operands, product
 from benchmarks.gpu_report import gpu_section
+from benchmarks.harness import measure
+from benchmarks.harness.cases import PAPER, SMALL, Case
+from benchmarks.harness.correctness import Judge
+from benchmarks.harness.gpu_rates import operands, product
+from benchmarks.harness.machine import floors
+from benchmarks.harness.rows import Rows
+from benchmarks.harness.timing import Clock
 from benchmarks.providers import OURS, PROVIDERS, serving
 from benchmarks.providers.plain_torch import cdist, direct, expansion, expansion_chunked
-from benchmarks.rows import Rows
-from benchmarks.wrong import Judge
 from revq_kernels import nearest_code
+from revq_kernels.testing.exhaustive import PAIRS_PER_CHUNK, exhaustive
 from revq_kernels.testing.problems import problems
 
 CPU = torch.device("cpu")
@@ -175,7 +176,7 @@ def test_rate_kernels_hold_the_instruction_they_name(name, opcode, tmp_path):
     disassembler = shutil.which("cuobjdump", path=Path(triton.__file__).parent / "backends" / "nvidia" / "bin")
     if disassembler is None:
         pytest.skip("no cuobjdump in this Triton")
-    from benchmarks import gpu_rate_kernels as kernels
+    from benchmarks.harness import gpu_rate_kernels as kernels
 
     constants = {"ASM": kernels.MINIMA[name], "CONSTRAINTS": "=r,r,r,r", "FLOAT": False, "BLOCK": 2048}
     source = ASTSource(kernels.elementwise_rate, {"out": "*i32", "steps": "i32"}, constants)

@@ -9,14 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import acceptance, adversaries, compiled, latents, peak, search, soak
-from benchmarks.cases import ACCEPTANCE, SEARCH, SMALL, Case
-from benchmarks.cpu_plots import plots
+from benchmarks import acceptance, search
 from benchmarks.cpu_report import TARGETS, acceptance_table, search_table, shown, soak_table, wrong_table
+from benchmarks.harness import latents
+from benchmarks.harness import memory as peak
+from benchmarks.harness.cases import ACCEPTANCE, SEARCH, SMALL, Case
+from benchmarks.harness.plots import plots
+from benchmarks.harness.rows import write
 from benchmarks.providers import serving
-from benchmarks.rows import write
 from revq_kernels import native
 from revq_kernels.testing.problems import contract_index, problems
+from tests.fuzz import adversarial_problems as adversaries
+from tests.fuzz import compiled, soak
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [

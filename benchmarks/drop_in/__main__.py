@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 import revq
-from benchmarks.clock import Clock, interleaved
 from benchmarks.drop_in.case import DropInCase
 from benchmarks.drop_in.cases import CASES
 from benchmarks.drop_in.memory import peak
 from benchmarks.drop_in.wrong import wrong_codes
-from benchmarks.rows import RESULTS, Rows, provenance, version
+from benchmarks.harness.rows import RESULTS, Rows, provenance, version
+from benchmarks.harness.timing import Clock, interleaved
 from benchmarks.tables import read
 from revq_kernels.interop.doubles import plain_copy
 from revq_kernels.interop.verify import named_tensors

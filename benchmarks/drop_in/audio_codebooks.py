@@ -73,7 +73,7 @@ def _encodec() -> nn.Module:
 
 
 def _dac() -> nn.Module:
-    from benchmarks.restated.dac import VectorQuantize
+    from tests.third_party_quantizers.dac import VectorQuantize
 
     torch.manual_seed(0)
     return VectorQuantize(input_dim=64, codebook_size=_CODES, codebook_dim=8)

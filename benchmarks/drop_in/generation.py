@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.drop_in.case import DropInCase
-from benchmarks.restated import llamagen, unitok, var
+from tests.third_party_quantizers import llamagen, unitok, var
 
 _K = 16384
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.drop_in.case import DropInCase
-from benchmarks.restated import ibq, maskbit, maskgit_vqgan, simvq, taming, titok
+from tests.third_party_quantizers import ibq, maskbit, maskgit_vqgan, simvq, taming, titok
 
 _CODES, _SIDE = 16_384, 64
 

@@ -6,7 +6,7 @@ import multiprocessing
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from benchmarks.peak import status
+from benchmarks.harness.memory import status
 
 LIMIT_S = 120.0
 

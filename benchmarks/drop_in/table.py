@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from benchmarks.rows import RESULTS
+from benchmarks.harness.rows import RESULTS
 from benchmarks.tables import markdown, read, source
 
 PAGE = Path(__file__).parents[2] / "docs" / "drop-in.md"

@@ -85,7 +85,7 @@ def _twins(case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def _real(case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    from benchmarks import latents  # encodes photos at first use
+    from benchmarks.harness import latents  # encodes photos at first use
 
     x, codebook = latents.problem(case.N, case.G, case.K, case.d, generator)
     return x, codebook

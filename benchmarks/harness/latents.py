@@ -1,6 +1,6 @@
 """Real latents: the shipped photos through the embedded VAE, once, kept in ``runs/``.
 
-    python -m benchmarks.latents        # builds them in less than two minutes; what needs them does so by itself
+    python -m benchmarks.harness.latents        # builds them in less than two minutes; what needs them does so by itself
 
 A frame of 192 x 192 pixels is encoded as a whole, and each of the 25 windows of 8 x 8 positions in its latent counts as
 the latent of a crop of 128 x 128 pixels.  The encoder is convolutional, so a window is what the crop alone would give,
@@ -17,7 +17,7 @@ from torch import Tensor
 from revq.data.latents import LatentStore
 from revq_kernels.nn.layout import split_tokens
 
-FOLDER = Path(__file__).parents[1] / "runs" / "benchmark-latents"
+FOLDER = Path(__file__).parents[2] / "runs" / "benchmark-latents"
 SIDE = 8
 """Positions along a side of a crop's latent."""
 FRAME_PIXELS = 192

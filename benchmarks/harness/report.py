@@ -1,16 +1,16 @@
 """Puts the committed rows into docs/benchmarks.md and docs/drop-in.md, between their markers.
 
-python -m benchmarks.report
+python -m benchmarks.harness.report
 """
 
 import re
 from pathlib import Path
 
-from benchmarks.cpu_plots import plots
 from benchmarks.cpu_report import acceptance_table, memory_table, search_table, soak_table, wrong_table
 from benchmarks.drop_in.table import PAGE as DROP_IN_PAGE
 from benchmarks.drop_in.table import drop_in_table
 from benchmarks.gpu_report import gpu_section
+from benchmarks.harness.plots import plots
 from benchmarks.tables import PAGE, markdown, read, source
 
 PICTURES = ("vae", "quantized", "rectified")

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.restated.distances import squared_distances
-from benchmarks.restated.taming import Remapping
+from tests.third_party_quantizers.distances import squared_distances
+from tests.third_party_quantizers.taming import Remapping
 
 LossBreakdown = namedtuple("LossBreakdown", ["per_sample_entropy", "codebook_entropy", "commitment", "avg_probs"])
 

@@ -6,7 +6,7 @@ Left out: its residual module.
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.restated import dac
+from tests.third_party_quantizers import dac
 
 
 class VectorQuantize(dac.VectorQuantize):

@@ -1,6 +1,6 @@
 """Rates of a card's units that no data sheet gives, and how its matrix units round.
 
-    python -m benchmarks.gpu_rates [--device cuda|cpu] [--out DIR]
+    python -m benchmarks.harness.gpu_rates [--device cuda|cpu] [--out DIR]
 
 Writes rates-gpu-<card>.csv and rounding-gpu-<card>.npz: operands, the card's results and the exact sums.  On a CPU, which
 has none of these units, only the copy is timed and torch's own product stands in for the rounding.
@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.clock import Clock
-from benchmarks.rows import RESULTS, Rows, card, provenance
+from benchmarks.harness.rows import RESULTS, Rows, card, provenance
+from benchmarks.harness.timing import Clock
 
 BLOCK, STEPS, WARPS = 2048, 4096, 8
 LANES_FMA = 128  # float32 multiply-adds per multiprocessor and clock, on every card since sm_80 but sm_80 itself (64)
@@ -37,7 +37,7 @@ def copy_rate(clock: Clock, small: bool) -> dict[str, Any]:
 
 
 def elementwise_rates(clock: Clock) -> list[dict[str, Any]]:
-    from benchmarks import gpu_rate_kernels as kernels
+    from benchmarks.harness import gpu_rate_kernels as kernels
 
     processors = torch.cuda.get_device_properties(clock.device).multi_processor_count
     programs, per_second = 4 * processors, {}
@@ -63,7 +63,7 @@ def elementwise_rates(clock: Clock) -> list[dict[str, Any]]:
 def matrix_rates(clock: Clock) -> list[dict[str, Any]]:
     import triton.language as tl
 
-    from benchmarks import gpu_rate_kernels as kernels
+    from benchmarks.harness import gpu_rate_kernels as kernels
 
     programs, rows = 4 * torch.cuda.get_device_properties(clock.device).multi_processor_count, []
     for name, (m, n, k) in MATRIX_SHAPES.items():
@@ -110,7 +110,7 @@ def product(left: Tensor, right: Tensor, start: Tensor, accumulator: str) -> Ten
         return torch.baddbmm(start, left.float(), right.float())
     import triton.language as tl
 
-    from benchmarks import gpu_rate_kernels as kernels
+    from benchmarks.harness import gpu_rate_kernels as kernels
 
     out = torch.empty_like(start)
     (programs, m, k), n = left.shape, right.shape[2]
@@ -159,7 +159,7 @@ def measure(clock: Clock, folder: Path, slug: str, rows: Rows, small: bool) -> N
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_rates")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.harness.gpu_rates")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from benchmarks.restated.distances import squared_distances
+from tests.third_party_quantizers.distances import squared_distances
 
 
 class VectorQuantizer(nn.Module):

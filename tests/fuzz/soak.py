@@ -1,6 +1,6 @@
 """Hold every CPU search to the contract over billions of pairs: no wrong index, or exit status 1 and a problem's seed.
 
-    python -m benchmarks.soak [--pairs 1e10] [--seed 0] [--threads 2]
+    python -m tests.fuzz.soak [--pairs 1e10] [--seed 0] [--threads 2]
 
 Each problem (benchmarks/adversaries.py) is answered by D over all codes in benchmarks/exhaustive.cpp, which shares no
 code with the library, and which plain torch checks in turn on a sample of the queries.  Compared with it:
@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import adversaries
-from benchmarks.compiled import exhaustive
-from benchmarks.exhaustive import exhaustive as plain
-from benchmarks.rows import RESULTS, provenance, write
+from benchmarks.harness.rows import RESULTS, provenance, write
 from benchmarks.tables import read
 from revq_kernels import CodebookIndex, native, nearest_code
 from revq_kernels.automatic import LEAST_CODES, LEAST_ROWS, AutomaticIndex
+from revq_kernels.testing.exhaustive import exhaustive as plain
+from tests.fuzz import adversarial_problems as adversaries
+from tests.fuzz.compiled import exhaustive
 
 MOST_PAIRS, MOST_WORK = 1 << 27, 1 << 31
 SAMPLE_PAIRS = 1 << 15
@@ -128,7 +128,7 @@ def append(row: dict[str, Any], folder: Path = RESULTS) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak")
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz.soak")
     parser.add_argument("--pairs", type=float, default=1e10)
     parser.add_argument("--seed", type=int, default=0, help="of the first problem; the others follow by number")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -154,7 +154,7 @@ def main(arguments: list[str] | None = None) -> None:
     compared = "; ".join(f"{name} {pairs:.3g}" for name, pairs in soak.compared.items())
     row = {"pairs": f"{soak.pairs:.4g}", "problems": soak.problems, "wrong": 0 if wrong is None else str(wrong)}
     row |= {"seed": options.seed, "seconds": round(seconds), "compared": compared, "isa": native.isa()}
-    append(row | provenance("python -m benchmarks.soak"), options.out)
+    append(row | provenance("python -m tests.fuzz.soak"), options.out)
     print(f"{soak.pairs:.4g} pairs, {soak.problems} problems, {seconds:.0f} s; pairs compared: {compared}", flush=True)
     if wrong is not None:
         raise wrong

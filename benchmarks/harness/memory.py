@@ -9,8 +9,8 @@ import multiprocessing
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from benchmarks import latents  # noqa: F401  (imported before the fork)
-from benchmarks.cases import Case
+from benchmarks.harness import latents  # noqa: F401  (imported before the fork)
+from benchmarks.harness.cases import Case
 from benchmarks.providers import PROVIDERS
 
 LIMIT_S = 60.0

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from benchmarks.cases import Case
+from benchmarks.harness.cases import Case
 
 
 class Card(NamedTuple):

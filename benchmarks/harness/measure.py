@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases import Case
-from benchmarks.clock import Call, Clock, captured, interleaved, peak_mb
-from benchmarks.floors import floors
 from benchmarks.gate import check_case
+from benchmarks.harness.cases import Case
+from benchmarks.harness.correctness import Judge, Shares
+from benchmarks.harness.machine import floors
+from benchmarks.harness.timing import Call, Clock, captured, interleaved, peak_mb
 from benchmarks.providers import OURS, Provider
-from benchmarks.wrong import Judge, Shares
 
 Row = dict[str, Any]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 SOURCE = Path(__file__).with_name("exhaustive.cpp")
-FOLDER = Path(__file__).parents[1] / "runs" / "compiled"
+FOLDER = Path(__file__).parents[2] / "runs" / "compiled"
 # Contraction off: a product fused into a sum changes the last bit of D.
 FLAGS = ["-O3", "-march=native", "-ffp-contract=off", "-std=c++17", "-shared", "-fPIC", "-pthread", "-Wall"]
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import tokenizers
-from benchmarks.rows import RESULTS
+from benchmarks.harness.cases import tokenizers
+from benchmarks.harness.rows import RESULTS
 from benchmarks.tables import PAGE, read
 
 Row = dict[str, str]

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.exhaustive import exhaustive, squared_distance
+from revq_kernels.testing.exhaustive import exhaustive, squared_distance
 
 PAIRS = {"cuda": 1 << 34, "cpu": 1 << 25}
 """Pairs that a check may look at; with more than that, evenly spaced queries stand for all."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def provenance(command: str | None = None) -> dict[str, Any]:

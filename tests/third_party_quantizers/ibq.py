@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.restated import taming
-from benchmarks.restated.distances import squared_distances
+from tests.third_party_quantizers import taming
+from tests.third_party_quantizers.distances import squared_distances
 
 
 class VectorQuantizer2(taming.VectorQuantizer2):

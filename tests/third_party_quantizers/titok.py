@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.restated.distances import squared_distances
+from tests.third_party_quantizers.distances import squared_distances
 
 
 class VectorQuantizer(nn.Module):
