@@ -34,10 +34,7 @@ check: $(READY)
 	$(PY) -m ruff format --check .
 
 bench: $(READY) $(MODELS)
-	$(PY) -m benchmarks.acceptance
-	$(PY) -m benchmarks.search
-	$(PY) -m benchmarks.memory
-	$(PY) -m benchmarks.harness.report
+	$(PY) -m benchmarks.cpu
 
 soak: $(READY)
 	$(PY) -m tests.fuzz.soak

@@ -1,4 +1,4 @@
-"""Problem sizes and data, shared by every benchmark."""
+"""Problem sizes and random data, shared by every benchmark."""
 
 from typing import NamedTuple
 
@@ -7,16 +7,21 @@ from torch import Tensor
 
 BLOBS = 64
 CORRELATION = 0.7
-TWINS = 0.4
+DUPLICATE_SHARE = 0.4
 
 
 class Case(NamedTuple):
-    """One search: N queries in each of G groups, against K codes of d numbers.
+    """One search: N queries in each of G groups, against K codes of dimension d.
 
-    ``kind`` says how both are drawn: "gaussian" (standard normal), "clustered" (64 blobs per group, as tight as their
-    centers are far apart times 1/8), "correlated" (neighboring numbers of a vector correlate by 0.7), "twins" (as
-    gaussian, but 40 % of the codes have an exact copy under another number) or "real" (latents of photos, normalized).
-    ``offset`` is added to everything.
+    ``kind`` says how queries and codes are drawn:
+
+    * "gaussian": standard normal;
+    * "clustered": 64 blobs per group; a blob's standard deviation is 1/8 of the deviation of the blobs' centers;
+    * "correlated": neighboring elements of a vector correlate by 0.7;
+    * "duplicates": as gaussian, but 40 % of the codes have an exact duplicate under another index;
+    * "real": latents of photos, normalized.
+
+    ``offset`` is added to every element of queries and codes.
     """
 
     name: str
@@ -40,8 +45,7 @@ class Case(NamedTuple):
     def tensors(self, seed: int = 0, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
         """x ``[N, G, d]`` and codebook ``[G, K, d]``, drawn on the device: the same for one seed and device type."""
         generator = torch.Generator(device).manual_seed(seed)
-        draw = KINDS[self.kind]
-        x, codebook = draw(self, generator)
+        x, codebook = KINDS[self.kind](self, generator)
         return x.transpose(0, 1).contiguous().add_(self.offset), codebook.add_(self.offset)
 
 
@@ -71,31 +75,30 @@ def _clustered(case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 def _correlated(case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     pair = _gaussian(case, generator)
     for values in pair:
-        for j in range(1, case.d):  # in place: AR(1) with unit variance
+        for j in range(1, case.d):  # AR(1) with unit variance, in place
             values[..., j].mul_((1 - CORRELATION**2) ** 0.5).add_(values[..., j - 1], alpha=CORRELATION)
     return pair
 
 
-def _twins(case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _duplicates(case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     x, codebook = _gaussian(case, generator)
     order = torch.randperm(case.K, generator=generator, device=generator.device)
-    copies = int(case.K * TWINS / 2)
+    copies = int(case.K * DUPLICATE_SHARE / 2)
     codebook[:, order[:copies]] = codebook[:, order[copies : 2 * copies]]
     return x, codebook
 
 
 def _real(case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    from benchmarks.harness import latents  # encodes photos at first use
+    from benchmarks.harness import latents  # the first use encodes photos
 
-    x, codebook = latents.problem(case.N, case.G, case.K, case.d, generator)
-    return x, codebook
+    return latents.problem(case.N, case.G, case.K, case.d, generator)
 
 
 KINDS = {
     "gaussian": _gaussian,
     "clustered": _clustered,
     "correlated": _correlated,
-    "twins": _twins,
+    "duplicates": _duplicates,
     "real": _real,
 }
 
@@ -106,7 +109,7 @@ PAPER = [
 ]
 
 PAPER_DATA = [
-    *(case._replace(name=f"{case.name}, twins", kind="twins") for case in PAPER),
+    *(case._replace(name=f"{case.name}, duplicates", kind="duplicates") for case in PAPER),
     PAPER[0]._replace(name="512T, offset 10", offset=10.0),
     PAPER[0]._replace(name="512T, offset 100", offset=100.0),
     PAPER[0]._replace(name="512T, correlated", kind="correlated"),
@@ -123,7 +126,7 @@ SINGLE = [
     Case("single d8, large", 2**20, 1, 262144, 8),
 ]
 
-# The paper's configurations with G scaled to what a CPU finishes in a moment (the paper: 512, 256, 256).
+# The paper's configurations with fewer groups, for a CPU (the paper: G = 512, 256, 256).
 CPU_PAPER = [
     Case("512T", 256, 8, 16384, 4),
     Case("256T", 256, 2, 65536, 8),
@@ -135,7 +138,7 @@ CPU_REAL = [
     Case("256T, real", 256, 2, 65536, 8, kind="real"),
 ]
 
-# One codebook, N as in the study that set the goals.
+# The cases that have goals (benchmarks/harness/report.py).
 ACCEPTANCE = [
     *CPU_PAPER,
     Case("d16", 2048, 1, 16384, 16),
@@ -148,11 +151,11 @@ ACCEPTANCE = [
 
 TOKENIZER_QUERIES = 1024
 TOKENIZER_WORK = 1 << 33
-"""N * K * d of a tokenizer case stays below it, with fewer queries for the largest."""
+"""Upper bound of N * K * d in a tokenizer case: cases with many or long codes get fewer queries."""
 
 
 def tokenizers(dims: tuple[int, ...] = (4, 8, 16, 32, 64, 256)) -> list[Case]:
-    """A grid of single codebooks, K = 1,024 ... 262,144 for every d, and N = 256 ... 65,536 for one of them."""
+    """A grid of single codebooks: K = 1,024 ... 262,144 for every d, and N = 256 ... 65,536 for K = 16,384, d = 8."""
     grid = [
         Case(f"d{d} K{K}", max(256, min(TOKENIZER_QUERIES, TOKENIZER_WORK // (K * d))), 1, K, d)
         for K in (16384, 1024, 65536, 4096, 262144)
@@ -165,19 +168,20 @@ def _suite() -> list[Case]:
     def changed(label: str, **change: object) -> list[Case]:
         return [case._replace(name=f"{case.name}, {label}", **change) for case in CPU_PAPER]
 
-    wrong = changed("twins", kind="twins") + changed("offset 10", offset=10.0) + changed("offset 100", offset=100.0)
+    ties = changed("duplicates", kind="duplicates")
+    offsets = changed("offset 10", offset=10.0) + changed("offset 100", offset=100.0)
     kinds = changed("clustered", kind="clustered") + changed("correlated", kind="correlated")
-    return [*CPU_PAPER, *CPU_REAL, *wrong, *tokenizers(), *kinds]
+    return [*CPU_PAPER, *CPU_REAL, *ties, *offsets, *tokenizers(), *kinds]
 
 
 SEARCH = _suite()
 
 MEMORY = [Case(f"d8 K{K}", 4096, 1, K, 8) for K in (1024, 4096, 16384, 65536, 262144)]
 
-# The shapes of the cards' cases, small enough for a dry run.
+# Small versions of the GPU cases, for a dry run.
 SMALL = [
     Case("512T, small", 16, 4, 256, 4),
-    Case("256T-L, twins, small", 8, 2, 1024, 8, kind="twins"),
+    Case("256T-L, duplicates, small", 8, 2, 1024, 8, kind="duplicates"),
     Case("512T, offset 100, small", 16, 2, 256, 4, offset=100.0),
     Case("single d16, small", 256, 1, 128, 16, kind="correlated"),
 ]

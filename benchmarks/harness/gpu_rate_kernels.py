@@ -1,10 +1,10 @@
-"""Small Triton kernels that keep one unit of a card busy, and nothing else."""
+"""Triton kernels that each keep one unit of a GPU busy: separate because importing the file imports Triton."""
 
 import triton
 import triton.language as tl
 
-# Three-input forms are two two-input instructions in PTX, which the assembler joins where the card has such a unit.
-# The operands change places from step to step, so that no step repeats the one before it.
+# Three-input forms are two two-input instructions in PTX, which the assembler joins where the GPU has such a unit.
+# The operands rotate from step to step, so that the compiler cannot drop a step as a repetition.
 MINIMA = {
     "min, 3 x int32": "min.s32 $0, $1, $2; min.s32 $0, $0, $3;",
     "min, 3 x half2": "min.f16x2 $0, $1, $2; min.f16x2 $0, $0, $3;",
@@ -36,7 +36,7 @@ def elementwise_rate(
 
 @triton.jit
 def matrix_rate(left, right, out, steps, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, ACCUMULATOR: tl.constexpr):
-    """acc += left @ right, over and over, on operands that stay in place: ``[M, K]`` and ``[K, N]`` half precision."""
+    """Repeat acc += left @ right on operands that stay in place: ``[M, K]`` and ``[K, N]`` half precision."""
     rows, columns, inner = tl.arange(0, M), tl.arange(0, N), tl.arange(0, K)
     a = tl.load(left + rows[:, None] * K + inner[None, :])
     b = tl.load(right + inner[:, None] * N + columns[None, :])

@@ -1,34 +1,32 @@
-"""Rates of a card's units that no data sheet gives, and how its matrix units round.
+"""Rates of a GPU's units that no data sheet gives, and how its matrix units round; part of `python -m benchmarks.gpu`.
 
-    python -m benchmarks.harness.gpu_rates [--device cuda|cpu] [--out DIR]
-
-Writes rates-gpu-<card>.csv and rounding-gpu-<card>.npz: operands, the card's results and the exact sums.  On a CPU, which
-has none of these units, only the copy is timed and torch's own product stands in for the rounding.
+The rounding goes to rounding-gpu-<card>.npz: operands, the GPU's results and the exact sums.  On a CPU, which has none
+of these units, only the copy is timed and torch's own product stands in for the rounding.
 """
 
-import argparse
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.harness.rows import RESULTS, Rows, card, provenance
+from benchmarks.harness.rows import Row, Rows
 from benchmarks.harness.timing import Clock
 
 BLOCK, STEPS, WARPS = 2048, 4096, 8
-LANES_FMA = 128  # float32 multiply-adds per multiprocessor and clock, on every card since sm_80 but sm_80 itself (64)
+LANES_FMA = 128  # float32 multiply-adds per multiprocessor and clock since sm_86 (sm_80 has 64)
 MATRIX_SHAPES = {"wgmma where there is one": (128, 256, 16), "wgmma, K = 64": (128, 256, 64), "mma.sync": (32, 256, 16)}
 ACCUMULATORS = ("float32", "float16")
 ROUNDING_SHAPES = {"M=64": (64, 16, 16), "M=16": (16, 16, 16)}
 
 
-def row(quantity: str, value: float | str, unit: str, note: str = "") -> dict[str, Any]:
+def row(quantity: str, value: float | str, unit: str, note: str = "") -> Row:
+    """One rate."""
     return {"quantity": quantity, "value": value, "unit": unit, "note": note}
 
 
-def copy_rate(clock: Clock, small: bool) -> dict[str, Any]:
+def copy_rate(clock: Clock, small: bool) -> Row:
+    """Bandwidth of a copy within the GPU's memory."""
     source = torch.randn((1 << 20) if small else (1 << 29), device=clock.device)
     target = torch.empty_like(source)
     milliseconds = min(clock.round(lambda: target.copy_(source)) for _ in range(5))
@@ -36,7 +34,8 @@ def copy_rate(clock: Clock, small: bool) -> dict[str, Any]:
     return row("copy, bytes read and written", round(rate, 1), "GB/s", f"{source.nbytes / 1e6:.0f} MB")
 
 
-def elementwise_rates(clock: Clock) -> list[dict[str, Any]]:
+def elementwise_rates(clock: Clock) -> list[Row]:
+    """Instructions per second of the minima and multiply-adds that a search needs."""
     from benchmarks.harness import gpu_rate_kernels as kernels
 
     processors = torch.cuda.get_device_properties(clock.device).multi_processor_count
@@ -60,7 +59,8 @@ def elementwise_rates(clock: Clock) -> list[dict[str, Any]]:
     ]
 
 
-def matrix_rates(clock: Clock) -> list[dict[str, Any]]:
+def matrix_rates(clock: Clock) -> list[Row]:
+    """Multiply-adds per second of the matrix units, per instruction shape and accumulator."""
     import triton.language as tl
 
     from benchmarks.harness import gpu_rate_kernels as kernels
@@ -87,7 +87,7 @@ def matrix_rates(clock: Clock) -> list[dict[str, Any]]:
 def operands(shape: tuple[int, int, int], programs: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Half-precision operands and a start value whose sum is exact in float64 and has bits far below its largest term.
 
-    Every other program has one large product and small ones near the end of its last place, of one sign.
+    Every other program has one large product and, of one sign, small products near its last place.
     """
     generator = np.random.default_rng(seed)
     m, n, k = shape
@@ -118,8 +118,8 @@ def product(left: Tensor, right: Tensor, start: Tensor, accumulator: str) -> Ten
     return out
 
 
-def rounding(device: torch.device, path: Path, programs: int = 64) -> list[dict[str, Any]]:
-    """Dump the vectors and say how far results are from the exact sums, in last places of the largest term."""
+def rounding(device: torch.device, path: Path, programs: int = 64) -> list[Row]:
+    """Save the vectors; the distance of the results from the exact sums, in last places of the largest term."""
     saved, rows = {}, []
     for name, shape in ROUNDING_SHAPES.items():
         left, right, start = operands(shape, programs)
@@ -143,7 +143,7 @@ def rounding(device: torch.device, path: Path, programs: int = 64) -> list[dict[
 
 
 def measure(clock: Clock, folder: Path, slug: str, rows: Rows, small: bool) -> None:
-    """Every rate, each written as soon as it is known; one that fails leaves its error."""
+    """Every rate, each written as soon as it is known; the note of a rate that fails is its error."""
     parts = {"copy": lambda: [copy_rate(clock, small)]}
     if clock.cuda:
         parts |= {"minima": lambda: elementwise_rates(clock), "matrix": lambda: matrix_rates(clock)}
@@ -156,17 +156,3 @@ def measure(clock: Clock, folder: Path, slug: str, rows: Rows, small: bool) -> N
         rows.add(found)
         for line in found:
             print(f"{line['quantity']:45} {line['value']:>12} {line['unit']:8} {line['note']}", flush=True)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.harness.gpu_rates")
-    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    options = parser.parse_args()
-    clock, named = Clock(torch.device(options.device)), card() if options.device == "cuda" else {"card": "dry run"}
-    slug = named["card"].lower().replace(" ", "-")
-    measure(clock, options.out, slug, Rows(f"rates-gpu-{slug}", options.out, provenance() | named), not clock.cuda)
-
-
-if __name__ == "__main__":
-    main()

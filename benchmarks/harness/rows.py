@@ -1,21 +1,21 @@
-"""A row names its machine, versions, commit and command; files of rows are CSV in long format."""
+"""Rows of results: their provenance, the CSV files that hold them, and Markdown tables of them."""
 
 import csv
 import datetime
 import importlib.metadata
 import platform
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
+Row = dict[str, Any]
 RESULTS = Path(__file__).parents[1] / "results"
 
 
-def provenance(command: str | None = None) -> dict[str, Any]:
-    """The columns that say where a number comes from; the command is the running module's unless given."""
+def provenance(command: str) -> Row:
+    """The columns that say where a result comes from; a commit with local changes ends with "+"."""
     commit = _output("git", "rev-parse", "--short", "HEAD")
     dirty = _output("git", "status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results", ":!docs")
     return {
@@ -25,12 +25,12 @@ def provenance(command: str | None = None) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "command": command or "python -m " + _module_name(Path(sys.argv[0]).resolve()),
+        "command": command,
     }
 
 
-def card() -> dict[str, Any]:
-    """The columns that name a CUDA card, its driver and its clocks as they are now (MHz)."""
+def gpu_columns() -> Row:
+    """The columns that name a GPU, its driver and its present clocks (MHz)."""
     fields = "driver_version,clocks.sm,clocks.max.sm,clocks.mem"
     device = torch.cuda.current_device()
     answer = _output("nvidia-smi", f"--id={device}", f"--query-gpu={fields}", "--format=csv,noheader,nounits")
@@ -55,8 +55,8 @@ def version(package: str) -> str:
         return ""
 
 
-def write(name: str, rows: list[dict[str, Any]], folder: Path = RESULTS) -> Path:
-    """Write rows to ``<folder>/<name>.csv`` and return its path; a file of that name is replaced whole."""
+def write(name: str, rows: list[Row], folder: Path = RESULTS) -> Path:
+    """Write rows to ``<folder>/<name>.csv``, replacing the file as a whole, and return its path."""
     path = folder / f"{name}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
@@ -71,28 +71,42 @@ def write(name: str, rows: list[dict[str, Any]], folder: Path = RESULTS) -> Path
 class Rows:
     """Rows that are on disk as soon as they exist: an interrupted run keeps what it measured."""
 
-    def __init__(self, name: str, folder: Path, source: dict[str, Any]) -> None:
+    def __init__(self, name: str, folder: Path, source: Row) -> None:
         self.name, self.folder, self.source = name, folder, source
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[Row] = []
 
-    def add(self, rows: list[dict[str, Any]]) -> None:
+    def add(self, rows: list[Row]) -> None:
         """Append rows of the same columns, and rewrite the file."""
         self.rows += [{**row, **{key: value for key, value in self.source.items() if key not in row}} for row in rows]
         if self.rows:
             write(self.name, self.rows, self.folder)
 
 
+def read(name: str, folder: Path = RESULTS) -> list[dict[str, str]]:
+    """The rows of ``<folder>/<name>.csv``."""
+    with (folder / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def markdown(header: list[str], lines: list[list[str]]) -> str:
+    """A table."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *lines])
+
+
+def source(row: dict[str, str]) -> str:
+    """The sentence below a table that names its origin."""
+    return (
+        f"\n\n`{row['command']}`, {row['date']}, commit {row['commit']}, {row['machine']}, {row['threads']} threads, "
+        f"torch {row['torch']}, Python {row['python']}."
+    )
+
+
 def _output(*command: str) -> str:
-    """What a command prints; nothing if it is absent or fails."""
+    """The output of a command; nothing if the command is absent or fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
-
-
-def _module_name(path: Path) -> str:
-    path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else Path(path.name)
-    return path.with_suffix("").as_posix().replace("/", ".")
 
 
 def _cpu_name() -> str:

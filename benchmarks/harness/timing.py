@@ -1,4 +1,4 @@
-"""Time and memory of one call, on a CPU or a CUDA card."""
+"""Time of one call on a CPU or a CUDA device, and calls measured in interleaved rounds."""
 
 import statistics
 import time
@@ -10,15 +10,15 @@ import torch
 Call = Callable[[], Any]
 
 FLUSH_BYTES = 256 << 20
-"""Written before every timed call on a card, so that no input is left in its cache (at least four times the L2)."""
+"""Bytes written before every timed call on a GPU, so that no input stays in its cache (at least four times the L2)."""
 
 SHORT_MS, LONG_MS = 5.0, 50.0
-"""Calls shorter than the first are repeated within a round, and the round's value is the median; those shorter than the
-second are preceded by one that does not count, for the caches and the waiting threads of whoever ran before."""
+"""A call below SHORT_MS is repeated within a round, and the round's value is the median of the repeats.  A call below
+LONG_MS is preceded by one that does not count: it restores the caches and wakes the threads after other providers ran."""
 
 
 class Clock:
-    """Milliseconds of a call: events around it on a card, wall time elsewhere."""
+    """Milliseconds of a call: CUDA events around it on a GPU, wall time elsewhere."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.cuda = device, device.type == "cuda"
@@ -27,7 +27,7 @@ class Clock:
             self.flush = torch.empty(max(FLUSH_BYTES, 4 * cache), dtype=torch.uint8, device=device)
 
     def once(self, call: Call) -> float:
-        """One call."""
+        """Milliseconds of one call."""
         if not self.cuda:
             start = time.perf_counter()
             call()
@@ -41,7 +41,7 @@ class Clock:
         return begin.elapsed_time(end)
 
     def round(self, call: Call) -> float:
-        """One call, or the median of up to nine short ones."""
+        """Milliseconds of one call; the median of up to nine if the call is short."""
         first = self.once(call)
         if first > LONG_MS:
             return first
@@ -50,7 +50,10 @@ class Clock:
 
 
 def interleaved(calls: dict[str, Call], clock: Clock, rounds: int, seconds_each: float = 4.0) -> dict[str, list[float]]:
-    """Times of all calls, each round taking all of them in turn; one that used up its seconds leaves after a round."""
+    """Milliseconds per round of every call; each round runs all calls in turn.
+
+    A call that has used more than ``seconds_each`` seconds takes no part in later rounds.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
     spent = dict.fromkeys(calls, 0.0)
     for _ in range(rounds):
@@ -63,7 +66,7 @@ def interleaved(calls: dict[str, Call], clock: Clock, rounds: int, seconds_each:
 
 
 def captured(call: Call) -> Call:
-    """The call as a CUDA graph's replay; its inputs and results stay where they are.
+    """The call as the replay of a CUDA graph; its inputs and results keep their addresses.
 
     Raises:
         RuntimeError: from CUDA, if the call cannot be captured.
@@ -83,15 +86,3 @@ def captured(call: Call) -> Call:
         return result
 
     return replay
-
-
-def peak_mb(call: Call, device: torch.device) -> float | None:
-    """Megabytes allocated above what stood before the call, its result included; None where torch does not count."""
-    if device.type != "cuda":
-        return None
-    torch.cuda.synchronize(device)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    call()
-    torch.cuda.synchronize(device)
-    return (torch.cuda.max_memory_allocated(device) - before) / 1e6

@@ -1,7 +1,8 @@
-"""The nearest code by trying all of them, in plain torch on any device: what every other answer is held against.
+"""The nearest code by exhaustive search in plain torch, on any device: the truth that other searches are compared with.
 
-Written apart from the reference implementation and in another form: a chunk's smallest distance, then the first code
-that has it.  Each step is an eager operation of its own, so that no product is fused into a sum.
+The code is independent of the reference implementation and takes another form: the smallest distance of a chunk of
+codes, then the first code that has it.  Each step is an eager operation of its own, so that no compiler fuses a product
+into a sum.
 """
 
 from typing import NamedTuple
@@ -10,18 +11,18 @@ import torch
 from torch import Tensor
 
 PAIRS_PER_CHUNK = {"cuda": 1 << 26, "cpu": 1 << 18}
-"""Distances that exist at one time: a few hundred megabytes on a card, a cache's worth on a CPU."""
+"""Most distances that exist at one time, per device type: a few hundred megabytes on a GPU, cache-sized on a CPU."""
 
 
 class Nearest(NamedTuple):
-    """Smallest squared distance and the lowest number of a code that has it, both ``[N, G]``."""
+    """Smallest squared distance, and the lowest index of a code that has it, both ``[N, G]``."""
 
     distance: Tensor
     index: Tensor
 
 
 def squared_distance(x: Tensor, codes: Tensor, dtype: torch.dtype) -> Tensor:
-    """Squares of the differences, added up in the order of d; a NaN counts as -1, before every distance."""
+    """Squares of the differences, summed over the last dimension in index order; a NaN becomes -1, so it sorts first."""
     total = (x[..., 0].to(dtype) - codes[..., 0].to(dtype)).square_()
     for j in range(1, x.shape[-1]):
         total += (x[..., j].to(dtype) - codes[..., j].to(dtype)).square_()
@@ -29,8 +30,8 @@ def squared_distance(x: Tensor, codes: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @torch.no_grad()
-def exhaustive(x: Tensor, codebook: Tensor, dtype: torch.dtype = torch.float32) -> Nearest:
-    """x ``[N, G, d]`` against codebook ``[G, K, d]``; in float32 the index is the contract's."""
+def exhaustive_search(x: Tensor, codebook: Tensor, dtype: torch.dtype = torch.float32) -> Nearest:
+    """Search x ``[N, G, d]`` in codebook ``[G, K, d]`` with distances of ``dtype``; float32 gives the contract's index."""
     (num_groups, num_codes, _), num_queries = codebook.shape, x.shape[0]
     pairs = PAIRS_PER_CHUNK.get(x.device.type, 1 << 20)
     codes_at_once = min(num_codes, pairs)
@@ -55,9 +56,9 @@ def _nearest(queries: Tensor, codes: Tensor, codes_at_once: int, dtype: torch.dt
         chunk = codes[:, first : first + codes_at_once]
         distance = squared_distance(queries[:, :, None], chunk[:, None], dtype)
         smallest = distance.amin(-1)
-        number = torch.arange(chunk.shape[1], dtype=torch.int32, device=codes.device)
+        index_in_chunk = torch.arange(chunk.shape[1], dtype=torch.int32, device=codes.device)
         beyond = torch.tensor(chunk.shape[1], dtype=torch.int32, device=codes.device)
-        index = torch.where(distance == smallest[..., None], number, beyond).amin(-1).long() + first
+        index = torch.where(distance == smallest[..., None], index_in_chunk, beyond).amin(-1).long() + first
         if best is None:
             best = Nearest(smallest, index)
         else:

@@ -1,4 +1,4 @@
-"""Random problems that break nearest-code searches: ties, twins, offsets, near ties, denormals, mixed scales, ..."""
+"""Random problems that break nearest-code searches: ties, duplicates, offsets, near ties, denormals, mixed scales, ..."""
 
 import random
 from collections.abc import Callable
@@ -16,7 +16,7 @@ HALVES = (torch.bfloat16, torch.float16)
 
 
 class Problem(NamedTuple):
-    """One search, with the seed that makes it again: x ``[N, G, d]``, codebook ``[G, K, d]``."""
+    """One search, with the seed that reproduces it: x ``[N, G, d]``, codebook ``[G, K, d]``."""
 
     seed: int
     kind: str
@@ -41,7 +41,7 @@ class Problem(NamedTuple):
 Pair = tuple[Tensor, Tensor]
 
 
-def _twins(x: Tensor, c: Tensor, r: random.Random) -> Pair:
+def _duplicates(x: Tensor, c: Tensor, r: random.Random) -> Pair:
     return x, c[:, torch.randint(0, max(1, c.shape[1] // r.choice((2, 5, 50))), c.shape[1:2])]
 
 
@@ -51,17 +51,17 @@ def _lattice(x: Tensor, c: Tensor, r: random.Random) -> Pair:
 
 
 def _near_ties(x: Tensor, c: Tensor, r: random.Random) -> Pair:
-    """All codes at one distance from the first query, to within rounding; the other queries close to it."""
+    """All codes have the same distance from the first query, up to rounding; the other queries are close to it."""
     unit = torch.nn.functional.normalize(c, dim=-1) * 2.0 ** r.randint(-8, 8)
     return x[:1] + (x - x[:1]) * r.choice((0, 1e-7, 1e-4)), x[0][:, None] + unit
 
 
 def _close_to_codes(x: Tensor, c: Tensor, r: random.Random) -> Pair:
-    """Queries a few last bits away from a code, and codes that come in close pairs."""
+    """Queries differ from a code in their last bits, and codes come in close pairs."""
     c = c * 2.0 ** r.randint(-3, 12)
     c[:, 1::2] = c[:, : c.shape[1] // 2 * 2 : 2] * (1 + 2.0 ** -r.randint(20, 24))
-    chosen = c[:, torch.randint(0, c.shape[1], x.shape[:1])].transpose(0, 1)
-    return chosen * (1 + 2.0**-22 * x.sign()), c
+    near = c[:, torch.randint(0, c.shape[1], x.shape[:1])].transpose(0, 1)
+    return near * (1 + 2.0**-22 * x.sign()), c
 
 
 def _offset(x: Tensor, c: Tensor, r: random.Random) -> Pair:
@@ -70,7 +70,7 @@ def _offset(x: Tensor, c: Tensor, r: random.Random) -> Pair:
 
 
 def _outlier(x: Tensor, c: Tensor, r: random.Random) -> Pair:
-    """Some codes so far away that the mean of all is a bad center."""
+    """Some codes are so far away that the mean of all codes is near none of them."""
     c[:, :: max(2, c.shape[1] // r.choice((1, 3, 10)))] *= 10.0 ** r.randint(2, 15)
     return x, c
 
@@ -117,7 +117,7 @@ KINDS: dict[str, Callable[[Tensor, Tensor, random.Random], Pair]] = {
     "gaussian": lambda x, c, r: (x, c),
     "clustered": _clustered,
     "correlated": _correlated,
-    "twins": _twins,
+    "duplicates": _duplicates,
     "lattice": _lattice,
     "near ties": _near_ties,
     "close to codes": _close_to_codes,
@@ -134,7 +134,7 @@ KINDS: dict[str, Callable[[Tensor, Tensor, random.Random], Pair]] = {
 
 
 def problem(seed: int, most_pairs: int, most_work: int) -> Problem:
-    """A problem of at most so many pairs, and pairs times d."""
+    """The problem of a seed, with at most ``most_pairs`` pairs and pairs times d below ``most_work``."""
     r = random.Random(seed)
     torch.manual_seed(seed)
     dim, codes, groups, queries = (r.choice(sizes) for sizes in (DIMS, CODES, GROUPS, QUERIES))
@@ -149,7 +149,7 @@ def problem(seed: int, most_pairs: int, most_work: int) -> Problem:
         x = x.to(r.choice(HALVES))
     if r.random() < 0.15:
         codebook = codebook.to(r.choice(HALVES))
-    if r.random() < 0.2:  # the same numbers with other strides
+    if r.random() < 0.2:  # the same values with other strides
         x = x.permute(2, 1, 0).contiguous().permute(2, 1, 0)
         codebook = codebook.transpose(1, 2).contiguous().transpose(1, 2)
     return Problem(seed, kind, x, codebook)

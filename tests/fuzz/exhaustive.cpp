@@ -1,5 +1,5 @@
-// The contract's index by trying every code, and the machine's multiply-add peak.  Shares nothing with csrc/, which is
-// held against it.  Built by benchmarks/compiled.py with -ffp-contract=off.
+// The contract's index by exhaustive search.  Shares no code with csrc/, which is compared with it.  Built by
+// tests/fuzz/soak.py with -ffp-contract=off.
 #include <atomic>
 #include <cstdint>
 #include <thread>
@@ -7,10 +7,11 @@
 
 namespace {
 
-constexpr int64_t kTile = 256;  // codes whose distances exist at a time, and that lie together
-constexpr int64_t kBlock = 4;   // queries that share a load of a code
+constexpr int64_t kTile = 256;  // codes whose distances exist at a time; their elements are contiguous
+constexpr int64_t kBlock = 4;   // queries that share one load of a code
 
-// D of a tile's first `count` codes, in the order of d, each operation rounded; codes as columns [d][kTile].
+// Exact distances to a tile's first `count` codes: summed in the order of d, each operation rounded to float32.  Codes
+// are stored as columns [d][kTile].
 template <int64_t kQueries>
 void distances(const float* x, int64_t step, const float* columns, int64_t count, int64_t d, float (*total)[kTile]) {
   for (int64_t q = 0; q < kQueries; ++q) {
@@ -36,8 +37,8 @@ struct Best {
   int32_t key = 0;
   int64_t index = -1;
 
-  // The bits of a number that is not negative order as it does, and integers have a minimum in SIMD.  A NaN counts as
-  // -1: before every number, and the first of them stays.
+  // The bits of nonnegative floats have the order of their values, and integer minima vectorize.  A NaN becomes -1, which
+  // sorts before every distance; the first NaN wins.
   void take(const float* total, int64_t count, int64_t first) {
     alignas(64) int32_t keys[kTile];
     for (int64_t k = 0; k < count; ++k) {
@@ -73,9 +74,6 @@ void in_threads(int64_t threads, Work work) {
   for (auto& other : others) other.join();
 }
 
-typedef float Vector __attribute__((vector_size(64)));
-constexpr int kChains = 12;
-
 }  // namespace
 
 extern "C" int64_t tile_codes() { return kTile; }
@@ -97,31 +95,4 @@ extern "C" void exhaustive(const float* x, const float* columns, int64_t N, int6
       }
     }
   });
-}
-
-// Multiply-adds in independent chains, `steps` for each thread; returns the floating point operations done.
-extern "C" double fma_work(int64_t threads, int64_t steps) {
-  std::vector<float> sink(threads);
-  in_threads(threads, [&](int64_t t) {
-    Vector chain[kChains];
-#pragma GCC unroll 12
-    for (int c = 0; c < kChains; ++c) chain[c] = Vector{} + float(c + t);
-    Vector factor = Vector{} + 0.999f, term = Vector{} + 0.001f;
-    for (int64_t i = 0; i < steps; ++i) {
-#pragma GCC unroll 12
-      for (int c = 0; c < kChains; ++c) {
-#if defined(__AVX512F__)
-        asm("vfmadd213ps %2, %1, %0" : "+v"(chain[c]) : "v"(factor), "v"(term));
-#else
-        for (int lane = 0; lane < 16; ++lane) chain[c][lane] = __builtin_fmaf(chain[c][lane], factor[lane], term[lane]);
-#endif
-      }
-    }
-    // constant subscripts everywhere: otherwise the chains live in memory, and the loop measures that
-#pragma GCC unroll 12
-    for (int c = 0; c < kChains; ++c) sink[t] += chain[c][0];
-  });
-  double total = 0;
-  for (float value : sink) total += value;
-  return 2.0 * 16 * kChains * double(steps) * double(threads) + total * 0;
 }

@@ -1,4 +1,4 @@
-"""taming's VectorQuantizer2, IBQ's, and SimVQ, as re-stated in benchmarks/restated."""
+"""taming's VectorQuantizer2, IBQ's, and SimVQ, restated in tests/third_party_quantizers."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The quantizers of TiTok, MaskBit and MaskGIT's VQGAN, as re-stated in benchmarks/restated."""
+"""The quantizers of TiTok, MaskBit and MaskGIT's VQGAN, restated in tests/third_party_quantizers."""
 
 import pytest
 import torch
