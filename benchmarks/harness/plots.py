@@ -152,6 +152,7 @@ def _line(axes: Any, points: list[tuple[int, float]], name: str, style: str = "-
     if points:
         width = 2.2 if name == "revq" else 1.4
         looks = {"linestyle": style, "color": COLORS.get(name), "linewidth": width}
+        looks["marker"] = "o" if len(points) == 1 else None
         axes.plot(*zip(*points, strict=True), label=label or name, **looks)
 
 
