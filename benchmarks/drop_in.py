@@ -57,7 +57,7 @@ def _row(case: DropInCase, training: bool, rounds: int) -> Row:
     patched = plain_copy(module)
     report = revq.patch(patched, verify=False, verbose=False)
     assert report.entries and all(entry.patched for entry in report.entries), report
-    calls = {
+    calls: dict[str, TimedCall] = {
         name: lambda quantizer=quantizer: step(quantizer, case.method, inputs, training)
         for name, quantizer in (("original", module), ("patched", patched))
     }
@@ -99,7 +99,7 @@ def step(module: nn.Module, method: str, inputs: tuple[Any, ...], training: bool
     ]
     results = [value for _, value in named_tensors(getattr(module, method)(*leaves)) if value.requires_grad]
     if results:  # a codebook that follows moving averages has results without a gradient
-        sum(value.sum() for value in results).backward()
+        torch.autograd.backward([value.sum() for value in results])
 
 
 def _prepared_step(quantizer: str, training: bool, patched: bool, threads: int) -> TimedCall:

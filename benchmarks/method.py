@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import tempfile
 from pathlib import Path
+from typing import Any, Literal
 
 from benchmarks.harness.rows import RESULTS, Row, provenance, write
 from revq import ReVQ, assets, recipes
@@ -26,7 +27,12 @@ from revq.train.loop import train
 
 SEEDS = (recipes.demo().train.seed, 1, 2)
 CROPS_PER_PHOTO = 20
-RESET_RUNS = [("normal", 1024), ("data", 1024), ("normal", 256), ("data", 256)]
+RESET_RUNS: list[tuple[Literal["normal", "data"], int]] = [
+    ("normal", 1024),
+    ("data", 1024),
+    ("normal", 256),
+    ("data", 256),
+]
 RECTIFIERS = [
     RectifierConfig(kind="efficientvit", width=64, layers=1, form="residual"),
     RectifierConfig(kind="efficientvit", width=64, layers=1, form="absolute"),
@@ -123,7 +129,7 @@ def _reset_stores(folder: Path) -> tuple[LatentStore, LatentStore]:
     """The demo's training crops and held-out photos as latents."""
     if not (folder / "train").exists() or not (folder / "held_out").exists():
         vae = load_vae()
-        crops = {"image_size": 128, "batch_size": 32}
+        crops: dict[str, Any] = {"image_size": 128, "batch_size": 32}
         encode_folder(assets.train_photos(), vae, out=folder / "train", crops=CROPS_PER_PHOTO, **crops)
         encode_folder(assets.held_out_photos(), vae, out=folder / "held_out", **crops)
     return LatentStore(folder / "train"), LatentStore(folder / "held_out")

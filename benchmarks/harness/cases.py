@@ -1,6 +1,6 @@
 """Problem sizes and random data, shared by every benchmark."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -165,7 +165,7 @@ def tokenizers(dims: tuple[int, ...] = (4, 8, 16, 32, 64, 256)) -> list[Case]:
 
 
 def _suite() -> list[Case]:
-    def changed(label: str, **change: object) -> list[Case]:
+    def changed(label: str, **change: Any) -> list[Case]:
         return [case._replace(name=f"{case.name}, {label}", **change) for case in CPU_PAPER]
 
     ties = changed("duplicates", kind="duplicates")

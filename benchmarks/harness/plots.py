@@ -167,7 +167,7 @@ def _save(figure: Any, panels: Any, path: Path) -> Path:
 
     # the same file for the same rows; text as text, which is a tenth of the size of its outlines
     matplotlib.rcParams.update({"svg.hashsalt": path.name, "svg.fonttype": "none"})
-    found = {}
+    found: dict[str, Any] = {}
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
         found |= {label: handle for label, handle in zip(labels, handles, strict=True) if label not in found}

@@ -1,1 +1,1 @@
-"""Quantizers of repositories that are no packages: what each computes, in our own code, as the thing to compare with."""
+"""Quantizers of repositories that are not packages, restated: separate, a file each, as classes there share names."""

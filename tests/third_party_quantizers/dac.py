@@ -1,4 +1,4 @@
-"""Re-states descript-audio-codec's ``dac/nn/quantize.py``: ``VectorQuantize`` and ``ResidualVectorQuantize``.
+"""Restates descript-audio-codec's ``dac/nn/quantize.py``: ``VectorQuantize`` and ``ResidualVectorQuantize``.
 
 Left out: the dependency on einops and audiotools.  Kept: weight-normed 1x1 convolutions (``weight_g``, ``weight_v``), the
 search among normalized codes that returns the code as it is, one loss per sample, and quantizer dropout, which draws in
@@ -42,7 +42,7 @@ class VectorQuantize(nn.Module):
         return self.embed_code(embed_id).transpose(1, 2)
 
     def decode_latents(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """The code of the smallest angle to each of ``[B, d, T]``, as it is, and its index."""
+        """The unnormalized code with the smallest angle to each vector of ``[B, d, T]``, and its index."""
         batch, channels, length = latents.shape
         rows = F.normalize(latents.transpose(1, 2).reshape(batch * length, channels))
         codes = F.normalize(self.codebook.weight)
@@ -52,7 +52,7 @@ class VectorQuantize(nn.Module):
 
 
 class ResidualVectorQuantize(nn.Module):
-    """Stages that each quantize what the ones before have left."""
+    """Stages that each quantize the residual of the previous stages."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class ResidualVectorQuantize(nn.Module):
         self.quantizers = nn.ModuleList(VectorQuantize(input_dim, codebook_size, dim) for dim in dims[:n_codebooks])
 
     def forward(self, z: Tensor, n_quantizers: int | None = None) -> dict[str, Tensor]:
-        """z ``[B, C, T]`` through the first ``n_quantizers`` stages, or in training through as many as dropout leaves."""
+        """z ``[B, C, T]`` through the first ``n_quantizers`` stages, or in training through as many as dropout keeps."""
         batch = z.shape[0]
         stages = torch.full((batch,), self.n_codebooks if n_quantizers is None else n_quantizers)
         if self.training:
@@ -97,14 +97,14 @@ class ResidualVectorQuantize(nn.Module):
         }
 
     def from_codes(self, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices ``[B, stages, T]`` -> quantized, the codes side by side, the indices."""
+        """Indices ``[B, stages, T]`` -> quantized, the codes concatenated, the indices."""
         used = list(zip(self.quantizers, codes.unbind(1), strict=False))
         parts = [quantizer.decode_code(indices) for quantizer, indices in used]
         z_q = sum(quantizer.out_proj(part) for (quantizer, _), part in zip(used, parts, strict=True))
         return z_q, torch.cat(parts, dim=1), codes
 
     def from_latents(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Projected latents, side by side -> quantized, the codes side by side, their indices."""
+        """Projected latents, concatenated -> quantized, the codes concatenated, their indices."""
         ends = itertools.accumulate(quantizer.codebook_dim for quantizer in self.quantizers)
         z_q, parts, codes = 0, [], []
         for quantizer, end in zip(self.quantizers, ends, strict=True):

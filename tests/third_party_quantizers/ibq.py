@@ -1,4 +1,7 @@
-"""TencentARC/SEED-Voken, src/IBQ/modules/vqvae/quantize.py: its VectorQuantizer2 (IndexPropagationQuantize is left out)."""
+"""IBQ's VectorQuantizer2, restated: separate because taming's class has the same name.
+
+TencentARC/SEED-Voken, src/IBQ/modules/vqvae/quantize.py; IndexPropagationQuantize is left out.
+"""
 
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""LlamaGen's quantizer (FoundationVision/LlamaGen, tokenizer/tokenizer_image/vq_model.py), re-stated.
+"""LlamaGen's quantizer (FoundationVision/LlamaGen, tokenizer/tokenizer_image/vq_model.py), restated.
 
 Kept: the constructor, names of attributes and state, what is returned in which mode, the entropy term that is computed in
 training whatever its ratio, and the record of used codes, which is a *parameter* that is registered as a buffer: a training
@@ -25,7 +25,7 @@ class VectorQuantizer(nn.Module):
             self.register_buffer("codebook_used", nn.Parameter(torch.zeros(65536)))
 
     def forward(self, z: Tensor) -> tuple:
-        """Nearest codes; losses in training alone."""
+        """Nearest codes; losses in training only."""
         z = z.permute(0, 2, 3, 1).contiguous()
         rows, codes = z.reshape(-1, self.e_dim), self._codes()
         if self.l2_norm:

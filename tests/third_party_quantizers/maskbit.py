@@ -8,7 +8,7 @@ from tests.third_party_quantizers.distances import squared_distances
 
 
 class SimpleVectorizer(nn.Module):
-    """The entropy loss of training is restated for the gamma that its recipes use, 1."""
+    """The entropy loss of training is restated for gamma = 1, which its recipes use."""
 
     def __init__(
         self,

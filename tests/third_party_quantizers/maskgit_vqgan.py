@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class VectorQuantizer(nn.Module):
-    """Rows by a product with the one-hot matrix; without ``return_loss`` no straight-through either.
+    """Codes by a product with the one-hot matrix; without ``return_loss`` there is no straight-through gradient.
 
     ``get_codebook_entry`` is left out, and so is ``get_soft_code``, which returns a softmax over all codes.
     """
@@ -29,7 +29,7 @@ class VectorQuantizer(nn.Module):
         return rows.permute(0, 3, 1, 2).contiguous(), indices.reshape(len(z), -1), loss
 
     def compute_distances(self, hidden_states: Tensor) -> Tensor:
-        """All of them, ``[N, K]``."""
+        """Distances ``[N, K]``."""
         z, codes = hidden_states.reshape(-1, self.embedding_dim), self.embedding.weight.t()
         norms = z.pow(2).sum(dim=1, keepdim=True) + codes.pow(2).sum(dim=0, keepdim=True)
         return torch.addmm(norms, z, codes, alpha=-2.0)

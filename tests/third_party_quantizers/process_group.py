@@ -1,4 +1,4 @@
-"""The part of a training repository's ``dist`` module that its quantizer asks."""
+"""The query of the process group that VAR's and UniTok's quantizers make: separate because a test replaces it."""
 
 import torch.distributed
 

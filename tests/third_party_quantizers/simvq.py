@@ -13,9 +13,9 @@ LossBreakdown = namedtuple("LossBreakdown", ["per_sample_entropy", "codebook_ent
 
 
 class SimVQ(Remapping):
-    """A frozen table behind a linear map that learns.
+    """A frozen table, transformed by a learned linear map.
 
-    The zeros of its results stay on the CPU, and ``get_codebook_entry`` forgets the map, as there.
+    As in the repository, the zeros among its results stay on the CPU and ``get_codebook_entry`` omits the map.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class SimVQ(Remapping):
     def forward(
         self, z: Tensor, temp: float | None = None, rescale_logits: bool = False, return_logits: bool = False
     ) -> tuple[tuple[Tensor, Tensor, Tensor], LossBreakdown]:
-        """z ``[B, C, ...]`` -> (quantized, 0, indices), losses of which one is not 0."""
+        """z ``[B, C, ...]`` -> (quantized, 0, indices), losses, one of which is not 0."""
         assert temp in (None, 1.0) and not rescale_logits and not return_logits, "for quantizers of another kind"
         z = z.movedim(1, -1).contiguous()
         assert z.shape[-1] == self.e_dim
@@ -50,11 +50,11 @@ class SimVQ(Remapping):
 
 
 class SimVQ1D(SimVQ):
-    """The same for ``[B, C, L]``; with ``sane_index_shape`` it fails, as there."""
+    """The same for ``[B, C, L]``; with ``sane_index_shape`` it fails, as in the repository."""
 
     def forward(
         self, z: Tensor, temp: float | None = None, rescale_logits: bool = False, return_logits: bool = False
     ) -> tuple[tuple[Tensor, Tensor, Tensor], LossBreakdown]:
-        """z ``[B, C, ...]`` -> (quantized, 0, indices), losses of which one is not 0."""
+        """z ``[B, C, ...]`` -> (quantized, 0, indices), losses, one of which is not 0."""
         assert z.dim() == 3
         return super().forward(z, temp, rescale_logits, return_logits)

@@ -1,4 +1,6 @@
-"""Re-states SNAC's ``snac/vq.py``: ``VectorQuantize``, DAC's stage at a lower rate and without losses.
+"""SNAC's ``VectorQuantize`` (``snac/vq.py``), restated: separate because DAC's class has the same name.
+
+It is DAC's stage at a lower rate and without losses.
 
 Left out: its residual module.
 """

@@ -7,7 +7,7 @@ from tests.third_party_quantizers.distances import squared_distances
 
 
 class VectorQuantizer(nn.Module):
-    """The older class: rows by a product with the one-hot matrix, which is returned.  ``get_codebook_entry`` is left out."""
+    """The older class: codes by a product with the one-hot matrix, which is returned.  ``get_codebook_entry`` is left out."""
 
     def __init__(self, n_e: int, e_dim: int, beta: float) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class VectorQuantizer(nn.Module):
 
 
 class Remapping(nn.Module):
-    """What VectorQuantizer2 and its descendants share: the table, and indices renumbered among those in use.
+    """Base of VectorQuantizer2 and its subclasses: the table, and indices remapped to those in use.
 
     ``remap`` is the tensor of indices in use, not the path of a file that holds it.
     """
@@ -60,7 +60,7 @@ class Remapping(nn.Module):
                 self.re_embed += 1
 
     def remap_to_used(self, inds: Tensor) -> Tensor:
-        """Indices among all codes -> places in ``used``, compared one by one."""
+        """Indices among all codes -> positions in ``used``, by comparison with every entry."""
         shape = inds.shape
         assert len(shape) > 1
         inds = inds.reshape(shape[0], -1)
@@ -73,7 +73,7 @@ class Remapping(nn.Module):
         return new.reshape(shape)
 
     def unmap_to_all(self, inds: Tensor) -> Tensor:
-        """Places in ``used`` -> indices among all codes."""
+        """Positions in ``used`` -> indices among all codes."""
         inds = inds.clone()
         if self.re_embed > len(self.used):
             inds[inds >= len(self.used)] = 0
@@ -87,7 +87,7 @@ class Remapping(nn.Module):
         return rows if shape is None else rows.view(shape).permute(0, 3, 1, 2).contiguous()
 
     def loss(self, z: Tensor, rows: Tensor) -> Tensor:
-        """Both terms, one of them times beta."""
+        """Both loss terms, one of them times beta."""
         to_codes, to_z = torch.mean((rows.detach() - z) ** 2), torch.mean((rows - z.detach()) ** 2)
         return to_codes + self.beta * to_z if self.legacy else self.beta * to_codes + to_z
 
@@ -101,7 +101,7 @@ class Remapping(nn.Module):
 
 
 class VectorQuantizer2(Remapping):
-    """The class that checkpoints of VQGAN are loaded into; ``legacy`` has beta on the codebook's term."""
+    """The class of VQGAN checkpoints; ``legacy`` multiplies the codebook's term by beta."""
 
     def __init__(
         self,
@@ -127,5 +127,5 @@ class VectorQuantizer2(Remapping):
         return quantized, self.loss(z, rows), (None, None, self.arranged(indices, quantized))
 
     def distances(self, flat: Tensor) -> Tensor:
-        """All of them, ``[N, K]``."""
+        """Distances ``[N, K]``."""
         return squared_distances(flat, self.embedding.weight)

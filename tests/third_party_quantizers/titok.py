@@ -8,7 +8,7 @@ from tests.third_party_quantizers.distances import squared_distances
 
 
 class VectorQuantizer(nn.Module):
-    """With ``clustering_vq``, training moves codes that are seldom used towards the sample nearest to each (CVQ-VAE).
+    """With ``clustering_vq``, training moves rarely used codes towards the nearest sample of each (CVQ-VAE).
 
     Gathering the distances of several processes is left out.
     """

@@ -1,4 +1,4 @@
-"""UniTok's quantizers (FoundationVision/UniTok, models/quant.py), re-stated.
+"""UniTok's quantizers (FoundationVision/UniTok, models/quant.py), restated.
 
 Kept: constructors, names of attributes and state, the losses on normalized vectors, the record of usage that evaluation
 updates too, the sum over processes in training.  Left out: ``extra_repr`` and the residual convolution that the file also
@@ -13,7 +13,7 @@ from tests.third_party_quantizers import process_group as dist
 
 
 class NormalizedEmbedding(nn.Embedding):
-    """A table that is read as unit vectors."""
+    """A table whose rows are normalized when they are read."""
 
     def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
         super().__init__(num_embeddings, embedding_dim)
@@ -84,7 +84,7 @@ class VectorQuantizer(nn.Module):
 
 
 class VectorQuantizerM(nn.Module):
-    """Several quantizers side by side, one for each piece of the last dim."""
+    """Several quantizers in parallel, one for each chunk of the last dimension."""
 
     def __init__(
         self,
@@ -112,13 +112,13 @@ class VectorQuantizerM(nn.Module):
         return torch.stack([part.f_to_idx(piece) for part, piece in self._pieces(features)], dim=1)
 
     def idx_to_f(self, indices: Tensor) -> Tensor:
-        """Unit vectors of indices ``[B, num_codebooks, ...]``, side by side."""
+        """Unit vectors of indices ``[B, num_codebooks, ...]``, concatenated."""
         assert indices.shape[1] == self.num_codebooks
         parts = [part.codebook(indices[:, i].flatten(1)) for i, part in enumerate(self.codebooks)]
         return torch.cat(parts, dim=-1)
 
     def forward(self, features: Tensor) -> tuple:
-        """Quantized pieces, and the means of what the parts return beside them."""
+        """Quantized chunks, concatenated, and the means of the other results."""
         results = [part(piece) for part, piece in self._pieces(features)]
         quantized, *rest = zip(*results, strict=True)
         means = (sum(values) / self.num_codebooks for values in rest)

@@ -1,4 +1,4 @@
-"""VAR's multi-scale residual quantizer (FoundationVision/VAR, models/quant.py), re-stated.
+"""VAR's multi-scale residual quantizer (FoundationVision/VAR, models/quant.py), restated.
 
 Kept: constructor, names of attributes and state, the scales' order of operations, the convolution that each scale picks by
 its place between 0 and 1, the record of hits (in training within a process group), that ``forward`` asks for the size of the
@@ -46,7 +46,7 @@ class VectorQuantizer2(nn.Module):
         self.embedding = nn.Embedding(vocab_size, Cvae)
 
     def forward(self, f_BChw: Tensor, ret_usages: bool = False) -> tuple[Tensor, list[float] | None, Tensor]:
-        """All scales from small to large, each on what the ones before left over."""
+        """All scales from small to large, each on the residual of the previous scales."""
         features = f_BChw.float()
         fixed = features.detach()
         rest, found, loss, scales = fixed.clone(), torch.zeros_like(fixed), 0.0, len(self.v_patch_nums)
@@ -68,7 +68,7 @@ class VectorQuantizer2(nn.Module):
         return found, [100 * row.float().mean().item() for row in hit_enough] if ret_usages else None, loss
 
     def f_to_idxBl_or_fhat(self, f_BChw: Tensor, to_fhat: bool, v_patch_nums: tuple | None = None) -> list[Tensor]:
-        """What was found up to each scale, or the scale's indices ``[B, side * side]``."""
+        """The sum up to each scale, or the scale's indices ``[B, side * side]``."""
         rest = f_BChw.detach().clone()
         found, results = torch.zeros_like(rest), []
         sides = [(side, side) if isinstance(side, int) else tuple(side) for side in v_patch_nums or self.v_patch_nums]
@@ -101,14 +101,14 @@ class VectorQuantizer2(nn.Module):
 
 
 class Phi(nn.Conv2d):
-    """A part of the input, plus a part of a convolution of it."""
+    """A weighted sum of the input and a convolution of it."""
 
     def __init__(self, embed_dim: int, quant_resi: float) -> None:
         super().__init__(embed_dim, embed_dim, kernel_size=3, padding=1)
         self.resi_ratio = abs(quant_resi)
 
     def forward(self, h_BChw: Tensor) -> Tensor:
-        """Same shape."""
+        """The shape stays."""
         return h_BChw * (1 - self.resi_ratio) + super().forward(h_BChw) * self.resi_ratio
 
 
@@ -124,7 +124,7 @@ class PhiShared(nn.Module):
 
 
 class PhiPartiallyShared(nn.Module):
-    """Some convolutions; a scale takes the nearest to its place."""
+    """A few convolutions; a scale uses the one nearest to its position."""
 
     def __init__(self, qresi_ls: nn.ModuleList) -> None:
         super().__init__()
