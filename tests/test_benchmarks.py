@@ -33,7 +33,7 @@ def test_exhaustive_search_is_the_contract(monkeypatch):
         if problem.x.numel():
             x = problem.x.reshape(-1, *problem.codebook.shape[::2])
             truth = nearest_code(x, problem.codebook, impl="reference")
-            assert torch.equal(exhaustive_search(x, problem.codebook).index, truth), problem.name
+            assert torch.equal(exhaustive_search(x, problem.codebook).indices, truth), problem.name
 
 
 def test_shares_of_wrong_indices():

@@ -61,8 +61,8 @@ class Float64Truth:
         codes = self.codebook[group, torch.where(valid, indices, 0)]
         distance = squared_distance(self.x, codes, torch.float64)
         farther = ~valid | (distance > self.nearest.distance * (1 + TOLERANCE))
-        equal = (codes == self.codebook[group, self.nearest.index]).all(-1)
-        other_duplicate = valid & equal & (indices != self.nearest.index)
+        equal = (codes == self.codebook[group, self.nearest.indices]).all(-1)
+        other_duplicate = valid & equal & (indices != self.nearest.indices)
         return WrongShares(farther.double().mean().item(), other_duplicate.double().mean().item())
 
 
@@ -86,7 +86,7 @@ def check_case(case: Case, x: Tensor, codebook: Tensor, indices: Tensor) -> int:
         WrongResultError: for a wrong index.
     """
     rows = spaced_rows(case.N, case.G * case.K, x.device)
-    truth = exhaustive_search(x[rows], codebook).index
+    truth = exhaustive_search(x[rows], codebook).indices
     wrong = (indices[rows] != truth).nonzero()
     if len(wrong):
         n, g = wrong[0].tolist()

@@ -1,4 +1,4 @@
-"""Every search that is measured: this library's, and those of other libraries, each tuned as its own docs advise."""
+"""Every search that is measured, ours and those of other libraries; short because it only collects them."""
 
 from benchmarks.providers import peers, plain_torch, revq_searches
 from benchmarks.providers.provider import Provider

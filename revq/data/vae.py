@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from revq.assets import vae_folder
 from revq.data.hub import fetch, find_folder, one_line
 from revq.errors import InputError
 
@@ -136,8 +137,6 @@ def load_vae(name: str | Path = "embedded", *, device: str | torch.device = "cpu
 
 
 def _embedded_folder() -> Path:
-    from revq.assets import vae_folder
-
     return Path(vae_folder())
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from revq.data.latents import LatentStore
+from revq.eval.metrics import psnr, ssim
 from revq.model.revq import ReVQ
 from revq_kernels import count_codes_, perplexity, utilization
 
@@ -106,7 +107,6 @@ def reconstruct(model: ReVQ, vae: "FrozenVAE", images: Tensor, *, batch_size: in
 
 def image_quality(pictures: Reconstructions) -> dict[str, Quality]:
     """PSNR and SSIM against the originals (data range 1), means over images, by the names of `Reconstructions`."""
-    from revq.eval.metrics import psnr, ssim
 
     def unit(images: Tensor) -> Tensor:
         return images.clamp(-1, 1) / 2 + 0.5

@@ -9,10 +9,11 @@ from revq.data.atomic import atomic_file
 from revq.errors import InputError
 
 _RENAMED = {
-    "utilisation": "utilization",
-    "lowest_utilisation": "lowest_utilization",
-    "validation_quantised": "validation_quantized",
+    "utilisation": "utilization",  # codespell:ignore utilisation
+    "lowest_utilisation": "lowest_utilization",  # codespell:ignore utilisation
+    "validation_quantised": "validation_quantized",  # codespell:ignore quantised
 }
+"""Keys of the records of older logs, and their names today."""
 
 
 class Tracker:

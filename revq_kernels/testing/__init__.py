@@ -1,1 +1,1 @@
-"""Public test helpers."""
+"""Public test helpers (`problems`, `exhaustive`); short because importing it loads neither."""

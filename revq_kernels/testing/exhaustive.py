@@ -18,7 +18,7 @@ class Nearest(NamedTuple):
     """Smallest squared distance, and the lowest index of a code that has it, both ``[N, G]``."""
 
     distance: Tensor
-    index: Tensor
+    indices: Tensor
 
 
 def squared_distance(x: Tensor, codes: Tensor, dtype: torch.dtype) -> Tensor:
@@ -63,6 +63,6 @@ def _nearest(queries: Tensor, codes: Tensor, codes_at_once: int, dtype: torch.dt
             best = Nearest(smallest, index)
         else:
             nearer = smallest < best.distance
-            best = Nearest(torch.where(nearer, smallest, best.distance), torch.where(nearer, index, best.index))
+            best = Nearest(torch.where(nearer, smallest, best.distance), torch.where(nearer, index, best.indices))
     assert best is not None  # K >= 1
     return best

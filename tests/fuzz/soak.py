@@ -82,7 +82,7 @@ class Soak:
         x, codebook = problem.x, problem.codebook
         truth = compiled_search(x, codebook, self.threads)
         rows = torch.randperm(len(x))[: max(1, SAMPLE_PAIRS // (codebook.shape[0] * codebook.shape[1]))]
-        self._compare(problem, "plain torch, sampled", exhaustive_search(x[rows], codebook).index, truth[rows], rows)
+        self._compare(problem, "plain torch, sampled", exhaustive_search(x[rows], codebook).indices, truth[rows], rows)
         self._compare(problem, "native", nearest_code(x, codebook, impl="native"), truth)
         self._one_thread(problem, truth)
         index = CodebookIndex(codebook)
