@@ -88,7 +88,7 @@ def test_unfinished_writing_is_kept_and_resumed(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "s"]
 
 
-def test_another_plan_starts_anew(tmp_path):
+def test_another_plan_starts_again(tmp_path):
     first = LatentWriter(tmp_path / "s", plan(), shard_bytes=5 * ROW_BYTES)
     first.write(0, latents_of()[:5])
     second = LatentWriter(tmp_path / "s", plan(seed=4), shard_bytes=5 * ROW_BYTES)
