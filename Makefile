@@ -72,13 +72,10 @@ check-ubsan: $(READY)
 	  exit $$status
 
 bench: $(READY) $(MODELS)
-	$(PY) -m benchmarks.acceptance
-	$(PY) -m benchmarks.search
-	$(PY) -m benchmarks.memory
-	$(PY) -m benchmarks.report
+	$(PY) -m benchmarks.cpu
 
 soak: $(READY)
-	$(PY) -m benchmarks.soak
+	$(PY) -m tests.fuzz.soak
 
 bench-gpu: $(READY)
 	$(PY) -m benchmarks.gpu

@@ -1,1 +1,1 @@
-"""Measurements against what a user would pick instead.  Nothing in the packages imports this."""
+"""Measurements of this library beside others: a package of its own because neither product imports it."""

@@ -1,10 +1,10 @@
-"""Everything a card has to show, in one command: correct first, then rates, search times and training steps.
+"""All measurements on a GPU: correctness first, then rates of its units, search times and training steps.
 
     python -m benchmarks.gpu [--minutes 10] [--out DIR] [--parts rates search train] [--providers NAME ...]
     python -m benchmarks.gpu --device cpu        # a dry run of the same code on small cases
 
-Ends with exit status 1 at the first wrong answer of ours.  Rows are on disk as soon as they exist; what the time does not
-reach gets a row that says so.  `python -m benchmarks.report` puts the rows into the docs.
+The first wrong result of this library ends the run with exit status 1.  Rows are on disk as soon as they exist; what the
+time does not reach gets a row that says so.  `python -m benchmarks.cpu report` puts the rows into the docs.
 """
 
 import argparse
@@ -14,34 +14,36 @@ from typing import Any
 
 import torch
 
-from benchmarks import gpu_rates, train_step
-from benchmarks.cases import PAPER, PAPER_DATA, SINGLE, SMALL, Case
-from benchmarks.clock import Clock
-from benchmarks.gate import WrongAnswerError, check_case, check_suite
-from benchmarks.measure import blank, measure
-from benchmarks.providers import OURS, Provider, serving
-from benchmarks.rows import RESULTS, Rows, card, provenance
+from benchmarks import train_step
+from benchmarks.harness import gpu_rates
+from benchmarks.harness.cases import PAPER, PAPER_DATA, SINGLE, SMALL, Case
+from benchmarks.harness.correctness import WrongResultError, check_case, check_contract_suite
+from benchmarks.harness.measure import blank, measure
+from benchmarks.harness.rows import RESULTS, Row, Rows, gpu_columns, provenance
+from benchmarks.harness.timing import Clock
+from benchmarks.providers import BRUTE_FORCE, Provider, serving
 from revq_kernels import explain, nearest_code
 
 ROUNDS = 7
 PARTS = ("rates", "search", "train")
 RESERVE_S = {"search": 25.0, "compile": 60.0, "train": 30.0}
-"""Seconds that must be left for a case of the kind to be started."""
+"""Seconds that must be left to start a case, per kind of case."""
+NOT_REACHED = "not reached: the run's time was up"
 
 
 class Run:
-    """One run: its device, its time, and where its rows go."""
+    """One run: its device, its time limit and the folder of its rows."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.end = time.monotonic() + 60 * options.minutes
         self.device = torch.device(options.device)
         self.small = options.small or options.device == "cpu"
+        self.rounds = 3 if self.small else ROUNDS
         self.clock = Clock(self.device)
-        named = card() if options.device == "cuda" else {"card": "dry run"}
+        named = gpu_columns() if options.device == "cuda" else {"card": "dry run"}
         self.card = named["card"]
-        self.slug = self.card.lower().replace(" ", "-") + (
-            "-small" if options.small and options.device == "cuda" else ""
-        )
+        small = "-small" if options.small and options.device == "cuda" else ""
+        self.slug = self.card.lower().replace(" ", "-") + small
         self.out = options.out or (RESULTS if options.device == "cuda" else Path("runs/gpu-dry-run"))
         self.source = provenance(options.command) | named
         self.providers = serving(options.device, options.providers)
@@ -50,59 +52,63 @@ class Run:
         """A file of rows."""
         return Rows(f"{name}-gpu-{self.slug}", self.out, self.source)
 
-    def left(self) -> float:
-        """Seconds of the run's time."""
+    def seconds_left(self) -> float:
+        """Seconds until the time is up."""
         return self.end - time.monotonic()
 
+    def clocks(self) -> Row:
+        """The columns of the GPU with its present clocks, which change during a run."""
+        return gpu_columns() if self.device.type == "cuda" else {}
 
-def gate(run: Run) -> None:
-    """The contract suite, then every paper shape with twins against all codes."""
-    rows, start = run.rows("gate"), time.monotonic()
-    count = check_suite(run.device)
-    rows.add([_gated("contract suite", f"{count} problems", time.monotonic() - start, "")])
+
+def correctness(run: Run) -> None:
+    """Check the contract suite, then every paper shape, with duplicates too, against all codes."""
+    rows, start = run.rows("correctness"), time.monotonic()
+    count = check_contract_suite(run.device)
+    rows.add([_checked("contract suite", f"{count} problems", time.monotonic() - start, "")])
     for case in SMALL if run.small else PAPER_DATA[:3] + PAPER:
         start = time.monotonic()
         x, codebook = case.tensors(seed=1, device=run.device)
         indices = nearest_code(x, codebook)
         pairs = check_case(case, x, codebook, indices)
         if not torch.equal(nearest_code(x, codebook), indices):
-            raise WrongAnswerError(f"{case.name}: a second call gives other indices")
-        rows.add([_gated(case.name, f"{pairs} pairs", time.monotonic() - start, str(explain(x, codebook)))])
+            raise WrongResultError(f"{case.name}: a second call gives other indices")
+        rows.add([_checked(case.name, f"{pairs} pairs", time.monotonic() - start, str(explain(x, codebook)))])
 
 
-def _gated(name: str, checked: str, seconds: float, kernel: str) -> dict[str, Any]:
-    print(f"gate: {name:24} {checked:>22}, none wrong, {seconds:6.1f} s   {kernel}", flush=True)
+def _checked(name: str, checked: str, seconds: float, kernel: str) -> Row:
+    print(f"correct: {name:24} {checked:>22}, none wrong, {seconds:6.1f} s   {kernel}", flush=True)
     return {"name": name, "checked": checked, "wrong": 0, "seconds": round(seconds, 1), "kernel": kernel}
 
 
 def search(run: Run) -> None:
-    """The paper's shapes first, then other data and single codebooks; torch.compile last, for it compiles per shape."""
+    """The paper's shapes first, then other data and single codebooks; torch.compile last: it compiles per shape."""
     rows = run.rows("search")
     compiled = [provider for provider in run.providers if provider.name.startswith("torch.compile")]
     others = [provider for provider in run.providers if provider not in compiled]
     for case in SMALL if run.small else PAPER + PAPER_DATA + SINGLE:
         _search_case(run, rows, case, others, RESERVE_S["search"])
     for case in (SMALL[:1] if run.small else PAPER + SINGLE[:6]) if compiled else ():
-        _search_case(run, rows, case, [OURS, *compiled], RESERVE_S["compile"], repeated=True)
+        _search_case(run, rows, case, [BRUTE_FORCE, *compiled], RESERVE_S["compile"], repeated=True)
 
 
 def _search_case(
     run: Run, rows: Rows, case: Case, providers: list[Provider], reserve: float, repeated: bool = False
 ) -> None:
-    if run.left() < reserve:
-        measured = [blank(case, provider, "not reached: the run's time was up") for provider in providers]
+    if run.seconds_left() < reserve:
+        measured = [blank(case, provider, NOT_REACHED) for provider in providers]
     else:
         try:
-            measured = measure(case, providers, run.clock, 3 if run.small else ROUNDS, run.card)
+            measured = measure(case, providers, run.clock, run.rounds, run.card)
         except Exception as error:  # such as too little memory for the case itself
             measured = [blank(case, provider, f"{type(error).__name__}: {str(error)[:160]}") for provider in providers]
-    measured = [row for row in measured if not (repeated and row["provider"] == OURS.name)]
-    rows.add([{**row, **_clocks(run)} for row in measured])
+    measured = [row for row in measured if not (repeated and row["provider"] == BRUTE_FORCE.name)]
+    rows.add([row | run.clocks() for row in measured])
     for row in measured:
-        wrong = f"{row['farther_share']:>10} {row['other_twin_share']:>10}"
+        wrong = f"{row['farther_share']:>10} {row['other_duplicate_share']:>10}"
         print(
             f"{case.name:24} {row['provider']:26} {row['mode']:6} {row['median_ms']:>10} ms {row['times_revq']:>8}x "
-            f"floor {row['floor_ms']:>7} peak {row['peak_mb']:>9} MB wrong {wrong}  {row['note']}",
+            f"roofline {row['roofline_ms']:>7} peak {row['peak_mb']:>9} MB wrong {wrong}  {row['note']}",
             flush=True,
         )
 
@@ -111,48 +117,40 @@ def train(run: Run) -> None:
     """A training step at the paper's sizes."""
     rows = run.rows("train")
     for case in SMALL[:1] if run.small else [PAPER[2], PAPER[0], PAPER[1]]:
-        if run.left() < RESERVE_S["train"]:
-            measured = [train_step.blank(case, way, "not reached: the run's time was up") for way in train_step.WAYS]
+        if run.seconds_left() < RESERVE_S["train"]:
+            measured = [train_step.blank(case, mode, NOT_REACHED) for mode in train_step.MODES]
         else:
-            measured = train_step.measure(case, run.clock, 3 if run.small else ROUNDS)
-        rows.add([{**row, **_clocks(run)} for row in measured])
-        for row in measured:
-            print(
-                f"{case.name:24} {row['way']:8} {row['median_ms']:>10} ms equal {row['equal']}  {row['note']}",
-                flush=True,
-            )
-
-
-def _clocks(run: Run) -> dict[str, Any]:
-    """The card's columns as they are now: the clocks move."""
-    return card() if run.device.type == "cuda" else {}
+            measured = train_step.measure(case, run.clock, run.rounds)
+        rows.add([row | run.clocks() for row in measured])
+        train_step.show(measured)
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Check, then measure the parts that are asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu")
     parser.add_argument("--minutes", type=float, default=10.0, help="no case is started that might not end in them")
     parser.add_argument("--out", type=Path, help="folder of the rows (benchmarks/results, or runs/ for a dry run)")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--small", action="store_true", help="small cases; always so on a CPU")
-    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS, help="what follows the gate")
+    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS, help="what follows the checks")
     parser.add_argument("--providers", nargs="*", metavar="NAME", help="these and revq; all if not given")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("no CUDA device; --device cpu makes a dry run on small cases")
     given = {name: value for name, value in vars(options).items() if value not in (None, False) and name != "out"}
-    options.command = "python -m benchmarks.gpu " + " ".join(_shown(name, value) for name, value in given.items())
+    options.command = "python -m benchmarks.gpu " + " ".join(_option(name, value) for name, value in given.items())
     run = Run(options)
-    gate(run)
+    correctness(run)
     if "rates" in options.parts:
         gpu_rates.measure(run.clock, run.out, run.slug, run.rows("rates"), run.small)
     if "search" in options.parts:
         search(run)
     if "train" in options.parts:
         train(run)
-    print(f"rows: {run.out}/*-gpu-{run.slug}.csv, {run.left():.0f} s left")
+    print(f"rows: {run.out}/*-gpu-{run.slug}.csv, {run.seconds_left():.0f} s left")
 
 
-def _shown(name: str, value: Any) -> str:
+def _option(name: str, value: Any) -> str:
     words = [] if value is True else value if isinstance(value, list) else [value]
     return " ".join([f"--{name}", *(f"'{word}'" if " " in str(word) else str(word) for word in words)])
 

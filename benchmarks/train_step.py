@@ -1,22 +1,32 @@
-"""One training step of `FastChannelVQ` (forward, backward, AdamW) three ways: eager, compiled, and as a CUDA graph."""
+"""One training step of `FastChannelVQ` (forward, backward, AdamW) in three modes: eager, compiled, as a CUDA graph.
 
+    python -m benchmarks.train_step [--device cpu|cuda] [--small] [--rounds 7] [--out DIR]
+
+Every mode is compared with eager steps before it is timed.  On a CPU the compiled step is traced but not compiled.
+"""
+
+import argparse
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case
-from benchmarks.clock import Clock, interleaved, peak_mb
+from benchmarks.harness.cases import CPU_PAPER, PAPER, SMALL, Case
+from benchmarks.harness.memory import gpu_peak_mb
+from benchmarks.harness.rows import Row, Rows, gpu_columns, provenance
+from benchmarks.harness.timing import Call, Clock, interleaved
 from revq_kernels import FastChannelVQ
 
+RUNS = Path(__file__).parents[1] / "runs"
 WARM_UP, STEPS = 3, 3
-"""Eager steps that every way takes first, and steps of its own after which the results are compared."""
+"""Eager steps before a mode starts, and steps in the mode after which its results are compared."""
 
 TOLERANCE = 1e-5
-"""Largest difference of a code after a compiled step: a compiler may reorder the loss's sums.  A graph must be equal."""
+"""Largest difference of a code after compiled steps: a compiler may reorder the loss's sums.  A graph must be equal."""
 
 
 @dataclass
@@ -29,7 +39,7 @@ class Training:
     forward: Callable[[Tensor], Any]
 
     def step(self) -> Tensor:
-        """One step; the indices it chose."""
+        """One step; the indices of its search."""
         self.optimizer.zero_grad(set_to_none=True)
         output = self.forward(self.x)
         output.loss.backward()
@@ -37,7 +47,7 @@ class Training:
         return output.indices
 
 
-def start(case: Case, device: torch.device) -> Training:
+def prepare(case: Case, device: torch.device) -> Training:
     """Tokens ``[N, G, d]``, one codebook per token."""
     x, codebook = case.tensors(device=device)
     vq = FastChannelVQ(1, case.d, num_groups=case.G, estimator="none")
@@ -47,19 +57,20 @@ def start(case: Case, device: torch.device) -> Training:
     return Training(vq, optimizer, x, vq)
 
 
-def eager(training: Training) -> Callable[[], Tensor]:
+def eager(training: Training) -> Call:
+    """The step as it is."""
     return training.step
 
 
-def compiled(training: Training) -> Callable[[], Tensor]:
-    """Forward and backward as one whole graph each; the optimizer stays as it is.  A CPU's dry run only traces them."""
+def compiled(training: Training) -> Call:
+    """Forward and backward as one whole graph each; the optimizer stays eager."""
     backend = "inductor" if training.x.is_cuda else "aot_eager"
     training.forward = torch.compile(training.vq, fullgraph=True, backend=backend)
     return training.step
 
 
-def graphed(training: Training) -> Callable[[], Tensor]:
-    """The whole step captured after eager steps on a side stream, as torch's notes on CUDA graphs ask."""
+def graphed(training: Training) -> Call:
+    """The whole step captured after eager steps on a side stream, as torch's notes on CUDA graphs require."""
     training.optimizer.zero_grad(set_to_none=True)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -72,11 +83,11 @@ def graphed(training: Training) -> Callable[[], Tensor]:
     return replay
 
 
-WAYS: dict[str, Callable[[Training], Callable[[], Tensor]]] = {"eager": eager, "graph": graphed, "compile": compiled}
+MODES: dict[str, Callable[[Training], Call]] = {"eager": eager, "graph": graphed, "compile": compiled}
 
 
 def difference(training: Training, indices: Tensor, expected: Training, truth: Tensor, exact: bool) -> str:
-    """What is not as it should be, or nothing."""
+    """How the results differ from the eager ones, or nothing."""
     if not torch.equal(indices, truth):
         return f"{int((indices != truth).sum())} indices differ"
     if not torch.equal(training.vq.count, expected.vq.count):
@@ -85,36 +96,36 @@ def difference(training: Training, indices: Tensor, expected: Training, truth: T
     return f"codebook differs by {largest:.3g}" if largest > (0 if exact else TOLERANCE) else ""
 
 
-def blank(case: Case, way: str, note: str = "") -> dict[str, Any]:
-    """A row with nothing measured yet."""
+def blank(case: Case, mode: str, note: str = "") -> Row:
+    """A row with no measurement yet."""
     empty = dict.fromkeys(("rounds", "median_ms", "min_ms", "max_ms", "peak_mb", "equal"), "")
-    return {**case._asdict(), "way": way, **empty, "note": note}
+    return {**case._asdict(), "mode": mode, **empty, "note": note}
 
 
-def measure(case: Case, clock: Clock, rounds: int, ways: tuple[str, ...] = tuple(WAYS)) -> list[dict[str, Any]]:
-    """One row per way, each compared with the eager steps before it is timed."""
-    expected = start(case, clock.device)
+def measure(case: Case, clock: Clock, rounds: int, modes: tuple[str, ...] = tuple(MODES)) -> list[Row]:
+    """One row per mode, each compared with the eager steps before it is timed."""
+    expected = prepare(case, clock.device)
     truth = [expected.step() for _ in range(WARM_UP + STEPS)][-1]
     rows, calls = {}, {}
-    for way in ways:
-        rows[way] = blank(case, way, "" if way != "graph" or clock.cuda else "needs a card")
-        if rows[way]["note"]:
+    for mode in modes:
+        rows[mode] = blank(case, mode, "" if mode != "graph" or clock.cuda else "needs a GPU")
+        if rows[mode]["note"]:
             continue
         try:
-            training = start(case, clock.device)
+            training = prepare(case, clock.device)
             _warm_up(training, clock)
-            call = WAYS[way](training)
+            call = MODES[mode](training)
             indices = [call() for _ in range(STEPS)][-1]
-            rows[way]["note"] = difference(training, indices, expected, truth, exact=way != "compile")
-            rows[way]["equal"] = not rows[way]["note"]
-            peak = peak_mb(call, clock.device)
-            rows[way]["peak_mb"] = "" if peak is None else round(peak, 1)
-            calls[way] = call
+            rows[mode]["note"] = difference(training, indices, expected, truth, exact=mode != "compile")
+            rows[mode]["equal"] = not rows[mode]["note"]
+            peak = gpu_peak_mb(call, clock.device)
+            rows[mode]["peak_mb"] = "" if peak is None else round(peak, 1)
+            calls[mode] = call
         except Exception as error:
-            rows[way]["note"] = f"{type(error).__name__}: {str(error)[:160]}"
-    for way, times in interleaved(calls, clock, rounds).items():
-        rows[way] |= {"rounds": len(times), "median_ms": round(statistics.median(times), 4)}
-        rows[way] |= {"min_ms": round(min(times), 4), "max_ms": round(max(times), 4)}
+            rows[mode]["note"] = f"{type(error).__name__}: {str(error)[:160]}"
+    for mode, times in interleaved(calls, clock, rounds).items():
+        rows[mode] |= {"rounds": len(times), "median_ms": round(statistics.median(times), 4)}
+        rows[mode] |= {"min_ms": round(min(times), 4), "max_ms": round(max(times), 4)}
     return list(rows.values())
 
 
@@ -129,3 +140,33 @@ def _warm_up(training: Training, clock: Clock) -> None:
         for _ in range(WARM_UP):
             training.step()
     torch.cuda.current_stream().wait_stream(stream)
+
+
+def show(rows: list[Row]) -> None:
+    """Print rows."""
+    for row in rows:
+        print(
+            f"{row['name']:24} {row['mode']:8} {row['median_ms']:>10} ms equal {row['equal']}  {row['note']}",
+            flush=True,
+        )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure the paper's shapes; a GPU's rows belong to `python -m benchmarks.gpu`, which checks it first."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cuda", "cpu"))
+    parser.add_argument("--small", action="store_true", help="one small case: a dry run")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=RUNS / "train-step", help="folder of the rows")
+    options = parser.parse_args(arguments)
+    named = gpu_columns() if options.device == "cuda" else {}
+    rows = Rows(f"train-{options.device}", options.out, provenance("python -m benchmarks.train_step") | named)
+    paper = PAPER if options.device == "cuda" else CPU_PAPER
+    for case in SMALL[:1] if options.small else paper:
+        measured = measure(case, Clock(torch.device(options.device)), options.rounds)
+        rows.add(measured)
+        show(measured)
+
+
+if __name__ == "__main__":
+    main()

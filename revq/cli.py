@@ -344,7 +344,8 @@ def _parse(argv: list[str]) -> Verb:
     import tyro
 
     def verb(kind: type, *config: object) -> object:
-        return Annotated[(kind, tyro.conf.subcommand(kind.__name__.lower()), *config)]
+        annotated = (kind, tyro.conf.subcommand(kind.__name__.lower()), *config)
+        return Annotated[annotated]
 
     verbs: Any = Union[  # noqa: UP007 - made at run time
         verb(Demo),

@@ -95,6 +95,10 @@ class Tokenizer:
         """
         return self.model.encode_latents(self.latents(images).to(self.model.device))
 
+    def build_index(self, num_images: int) -> bool:
+        """Before `encode` is called on many images: build a search tree if that saves time (`ReVQ.build_index`)."""
+        return self.model.build_index(num_images)
+
     def latents(self, images: "Tensor | Sequence[Image]") -> Tensor:
         """The VAE's latents float32 ``[B, C, h, w]`` of images as for `encode`."""
         return self.vae.encode(self._batch(images))
@@ -198,6 +202,7 @@ def _tokenize(
     model: ReVQ, batches: Iterable[Tensor], names: list[str], out: str | Path, progress: bool
 ) -> tuple[int, int]:
     """Write the tokens of latents ``[B, C, h, w]`` as a token file; the batches hold one latent per name."""
+    model.build_index(len(names))
     tokens_per_sample = model.config.num_tokens
     parts: list[Tensor] = []
     pending: list[Tensor] = []

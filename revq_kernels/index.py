@@ -15,6 +15,24 @@ BUILD_VISITS = 16
 """Cost of a build per leaf and level of splits, in leaf visits: each level sorts all codes once."""
 
 
+LEAST_CODES, LARGEST_DIM = 8192, 8
+"""A tree over fewer codes, or over codes of more elements, compares too large a part of them (`tree_pays`)."""
+
+
+def tree_pays(num_codes: int, code_dim: int, num_queries: int) -> bool:
+    """A rule of thumb: whether building a `CodebookIndex` saves time for this many queries per group.
+
+    A build costs about as much as a brute-force search of K/8 to K/2 queries per group, depending on d and the machine
+    (docs/benchmarks.md), and in few dimensions most codes of a large codebook are then never compared.
+
+    Args:
+        num_codes: K.
+        code_dim: d.
+        num_queries: of each group, over all searches to come.
+    """
+    return num_codes >= LEAST_CODES and code_dim <= LARGEST_DIM and num_queries >= num_codes // 2
+
+
 class Visits(NamedTuple):
     """What searches did; each field is a sum over queries and groups."""
 

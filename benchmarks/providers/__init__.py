@@ -1,36 +1,25 @@
-"""Everything that is measured: this library, and what a user would pick instead, each tuned as its own docs advise."""
+"""Every search that is measured: this library's, and those of other libraries, each tuned as its own docs advise."""
 
-from benchmarks.providers import faiss_flat, flash_kmeans, kd_trees, keops, ours, plain_torch, scikit, vector_quantize
+from benchmarks.providers import peers, plain_torch, revq_searches
 from benchmarks.providers.provider import Provider
-
-OURS = ours.BRUTE
+from benchmarks.providers.revq_searches import BRUTE_FORCE
 
 PROVIDERS: dict[str, Provider] = {
-    provider.name: provider
-    for provider in (
-        *ours.PROVIDERS,
-        *plain_torch.PROVIDERS,
-        faiss_flat.PROVIDER,
-        *kd_trees.PROVIDERS,
-        scikit.PROVIDER,
-        keops.PROVIDER,
-        flash_kmeans.PROVIDER,
-        vector_quantize.PROVIDER,
-    )
+    provider.name: provider for provider in (*revq_searches.PROVIDERS, *plain_torch.PROVIDERS, *peers.PROVIDERS)
 }
 
 
 def serving(device: str, names: list[str] | None = None) -> list[Provider]:
-    """The providers for a device type, `OURS` first, by name or all; whether they are installed is another question.
+    """The providers for a device type, `BRUTE_FORCE` first, by name or all; some may not be installed.
 
     Raises:
-        ValueError: for a name that is none of theirs.
+        ValueError: for a name that no provider has.
     """
     unknown = sorted(set(names or ()) - set(PROVIDERS))
     if unknown:
-        raise ValueError(f"providers: {unknown} not in {sorted(PROVIDERS)}")
-    wanted = [OURS.name, *(names or PROVIDERS)]
+        raise ValueError(f"providers: expected some of {sorted(PROVIDERS)}, got {unknown}")
+    wanted = [BRUTE_FORCE.name, *(names or PROVIDERS)]
     return [provider for name, provider in PROVIDERS.items() if name in wanted and device in provider.runs_on]
 
 
-__all__ = ["OURS", "PROVIDERS", "Provider", "serving"]
+__all__ = ["BRUTE_FORCE", "PROVIDERS", "Provider", "serving"]

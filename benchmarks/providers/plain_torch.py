@@ -1,4 +1,4 @@
-"""torch alone: the released code's search, the expansion without a matrix, and what torch.compile makes of two forms."""
+"""Searches in torch alone: the released code's, a chunked expansion, and two forms under torch.compile."""
 
 import functools
 from collections.abc import Callable
@@ -9,13 +9,13 @@ from torch import Tensor
 from benchmarks.providers.provider import Provider
 
 SCORES_AT_ONCE = {"cuda": 1 << 28, "cpu": 1 << 24}
-"""Scores of the chunked expansion that exist at one time: a card needs more of them to be busy."""
+"""Scores of the chunked expansion that exist at one time, per device type; a GPU needs more of them for occupancy."""
 
 LARGEST_DIRECT = 32
 
 
 def cdist(x: Tensor, codebook: Tensor) -> Tensor:
-    """torch.cdist and a minimum, two groups at a time, as the released ReVQ code calls it."""
+    """torch.cdist and a minimum, two groups at a time, as the released ReVQ code does."""
 
     def one(queries: Tensor, codes: Tensor) -> Tensor:
         return torch.cdist(queries, codes).min(dim=-1).indices
@@ -42,13 +42,13 @@ def expansion_chunked(x: Tensor, codebook: Tensor) -> Tensor:
 
 
 def expansion(x: Tensor, codebook: Tensor) -> Tensor:
-    """The expansion in one piece, for torch.compile: the product stays a library call, the rest is fused."""
+    """The expansion in one expression, for torch.compile: the product stays a library call, the rest is fused."""
     norms = codebook.square().sum(-1)[:, None]
     return torch.baddbmm(norms, x.transpose(0, 1), codebook.transpose(1, 2), alpha=-2).argmin(-1).T
 
 
 def direct(x: Tensor, codebook: Tensor) -> Tensor:
-    """The sum over d written out, for torch.compile: distances and minimum become one kernel without a matrix."""
+    """The sum over d unrolled, for torch.compile: distances and minimum become one kernel without a distance matrix."""
     queries = x.transpose(0, 1)[:, :, None]
     total = (queries[..., 0] - codebook[:, None, :, 0]).square()
     for j in range(1, x.shape[-1]):
@@ -57,11 +57,11 @@ def direct(x: Tensor, codebook: Tensor) -> Tensor:
 
 
 def compiled(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """torch.compile at the first call, with one program per shape."""
+    """Compile at the first call, one program per shape."""
 
     @functools.cache
     def program() -> Callable[[Tensor, Tensor], Tensor]:
-        torch._dynamo.config.cache_size_limit = 64  # more cases than its default allows
+        torch._dynamo.config.cache_size_limit = 64  # the default is below the number of cases
         return torch.compile(function, dynamic=False, fullgraph=True)
 
     return lambda x, codebook: program()(x, codebook)
@@ -70,11 +70,11 @@ def compiled(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, 
 BOTH = ("cpu", "cuda")
 
 PROVIDERS = (
-    Provider("torch.cdist", "torch.vmap(cdist and min, chunk_size=2), as the release calls it", cdist, runs_on=BOTH),
+    Provider("torch.cdist", "torch.vmap(cdist and min, chunk_size=2), as the released code does", cdist, runs_on=BOTH),
     Provider("addmm, chunked", "baddbmm over up to 8,192 codes at a time", expansion_chunked, runs_on=BOTH),
     Provider(
         "torch.compile, direct",
-        "sum over d written out, static shapes; d up to 32",
+        "sum over d unrolled, static shapes; d up to 32",
         compiled(direct),
         runs_on=BOTH,
         max_code_dim=LARGEST_DIRECT,

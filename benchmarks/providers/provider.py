@@ -1,4 +1,4 @@
-"""What a provider is."""
+"""`Provider`: one way to find nearest codes, as the benchmarks call it."""
 
 import importlib.util
 from collections.abc import Callable
@@ -14,16 +14,15 @@ class Provider:
 
     Attributes:
         name: in rows and tables.
-        tuning: how it is set up and why.
-        call: x ``[N, G, d]`` and the codebook ``[G, K, d]``, or what ``prepare`` made of it -> indices ``[N, G]``.
-        prepare: work done once per codebook, timed apart; None if there is none.
+        tuning: how it is configured and why.
+        call: x ``[N, G, d]`` and the codebook ``[G, K, d]``, or the result of ``prepare`` -> indices ``[N, G]``.
+        prepare: work done once per codebook, timed separately; None if there is none.
         needs: the module it imports, None if torch is enough.
         runs_on: device types.
-        capturable: whether a CUDA graph may be tried on it.
-        max_code_dim: the largest d that makes sense, None for any.
-        ours: this library; nothing of ours is timed while one of its indices is wrong.
-        warm_calls: calls before anything is timed (or 4 s of them).
-        describe: what did the work, after the warm calls, given x and what was prepared.
+        capturable: whether the benchmark tries to capture it as a CUDA graph.
+        max_code_dim: the largest d for which it is measured, None for any.
+        ours: whether it belongs to this library; then it is not timed while one of its indices is wrong.
+        describe: names the kernel that did the work, given x and what was prepared.
         slow_start: it compiles for each shape or d, so it is measured last.
     """
 
@@ -36,7 +35,6 @@ class Provider:
     capturable: bool = True
     max_code_dim: int | None = None
     ours: bool = False
-    warm_calls: int = 1
     describe: Callable[[Tensor, Any], str] | None = None
     slow_start: bool = False
 
@@ -48,7 +46,7 @@ class Provider:
         return ""
 
     def prepared(self, codebook: Tensor) -> Any:
-        """What ``call`` takes as its second argument."""
+        """The second argument of ``call``."""
         return codebook if self.prepare is None else self.prepare(codebook)
 
     def search(self, x: Tensor, codebook: Tensor) -> Tensor:

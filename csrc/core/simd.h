@@ -294,6 +294,16 @@ struct Lanes16 {
   REVQ_INLINE float operator[](int lane) const { return part[lane / kLanes][lane % kLanes]; }
 };
 
+// A register at a time: gcc 12 copies the structure through the stack, in pieces.
+REVQ_INLINE Lanes16 load16(const float* from) {
+  Lanes16 value;
+  for (int h = 0; h < kParts; ++h) value.part[h] = load<Floats>(from + h * kLanes);
+  return value;
+}
+REVQ_INLINE void store16(float* to, const Lanes16& value) {
+  for (int h = 0; h < kParts; ++h) store(to + h * kLanes, value.part[h]);
+}
+
 // A mask of the first `count` lanes, or of all.
 REVQ_INLINE uint32_t first_lanes(int64_t count) { return count >= 16 ? 0xFFFFu : (1u << count) - 1; }
 
@@ -314,7 +324,7 @@ REVQ_INLINE int smallest_lane(const Lanes16& lanes, int64_t count) {
   return __builtin_ctz(_mm512_cmp_ps_mask(values, _mm512_set1_ps(least), _CMP_LE_OQ) & mask);
 #else
   float value[16];
-  store(value, lanes);
+  store16(value, lanes);
   float least = value[0];
   for (int64_t i = 1; i < count && i < 16; ++i) least = value[i] < least ? value[i] : least;
   return __builtin_ctz(lanes_at_most(lanes, least) & first_lanes(count));

@@ -66,7 +66,8 @@ __attribute__((target("avx,f16c"))) inline int64_t load_halves(const void* base,
 
 inline void load_half_row(const void* base, int64_t offset, int64_t count, float* out) {
   const auto* row = static_cast<const c10::Half*>(base) + offset;
-  const int64_t done = cpu_has_f16c() ? load_halves(row, count, out) : 0;
+  static const bool fast = cpu_has_f16c();
+  const int64_t done = fast ? load_halves(row, count, out) : 0;
   load_row<c10::Half>(row, done, 1, count - done, out + done);
 }
 #else

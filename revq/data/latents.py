@@ -296,5 +296,8 @@ def _open_shard(path: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray:
 
 
 def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from revq.data.latents import LatentStore
 from revq.model.revq import ReVQ
-from revq_kernels import count_codes_
+from revq_kernels import count_codes_, perplexity, utilization
 
 if TYPE_CHECKING:
     from revq.data.vae import FrozenVAE
@@ -64,6 +64,7 @@ class Quality(NamedTuple):
 def code_use(model: ReVQ, store: LatentStore, *, batch_size: int = 256) -> CodeUse:
     """Utilization and perplexity in one pass over ``store``; the counts of training are neither used nor changed."""
     count = torch.zeros_like(model.quantizer.count)
+    model.build_index(len(store))
     for latents in store.batches(batch_size):
         indices = model.encode_latents(latents.to(model.device))  # [B, T]; token t uses codebook t mod G
         count_codes_(count, indices.reshape(-1, count.shape[0]))
@@ -71,11 +72,9 @@ def code_use(model: ReVQ, store: LatentStore, *, batch_size: int = 256) -> CodeU
 
 
 def summarize_count(count: Tensor) -> CodeUse:
-    """`CodeUse` of int64 ``[G, K]``: how often each code was chosen."""
-    frequency = count.double() / count.sum(dim=1, keepdim=True).clamp(min=1)
-    perplexity = torch.special.entr(frequency).sum(dim=1).exp()  # [G]
-    utilization = (count > 0).double().mean(dim=1)  # [G]
-    return CodeUse(float(utilization.mean()), float(utilization.min()), float(perplexity.mean()))
+    """`CodeUse` of int64 ``[G, K]``: how often each code was selected; the perplexity is NaN without any selection."""
+    used = utilization(count).double()  # [G]
+    return CodeUse(float(used.mean()), float(used.min()), float(perplexity(count).double().mean()))
 
 
 @torch.no_grad()

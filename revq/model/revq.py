@@ -19,7 +19,8 @@ from revq.data.hub import fetch, find_folder, one_line
 from revq.errors import InputError
 from revq.model.normalizer import Normalizer
 from revq.model.rectifier import build_rectifier
-from revq_kernels import FastChannelVQ
+from revq_kernels import FastChannelVQ, native
+from revq_kernels.index import tree_pays
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 MODEL_FILES = frozenset({CONFIG, WEIGHTS, TOKENIZER})
@@ -94,6 +95,27 @@ class ReVQ(nn.Module):
         rectified = self.rectifier(quantized if joint else quantized.detach())
         rectifier_loss = F.mse_loss(rectified, target)
         return ReVQOutput(self.normalizer.denormalize(rectified), indices, quantizer_loss, rectifier_loss)
+
+    def build_index(self, num_latents: int) -> bool:
+        """Build a search tree over the codes (`FastChannelVQ.build_index`) if that saves time for this many latents.
+
+        Tokens are the same with and without it.  It is a snapshot of the codebook, for eval mode on the CPU; training
+        mode, `load_state_dict` and `to` drop it.
+
+        Args:
+            num_latents: how many latents are going to be encoded.
+
+        Returns:
+            Whether the tree was built.
+        """
+        config = self.config
+        queries = num_latents * config.num_tokens // config.groups  # of each codebook
+        if self.training or self.device.type != "cpu" or native.load() is not None:
+            return False
+        if not tree_pays(config.num_codes, config.code_dim, queries):
+            return False
+        self.quantizer.build_index()
+        return True
 
     @torch.no_grad()
     def encode_latents(self, latents: Tensor) -> Tensor:

@@ -6,22 +6,23 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from revq_kernels.nn.channel_vq import FastChannelVQ
 from revq_kernels.nn.output import QuantizerDetails
 
 
-def taming(details: QuantizerDetails, quantizer: nn.Module) -> tuple[Any, ...]:
+def taming(details: QuantizerDetails, quantizer: FastChannelVQ) -> tuple[Any, ...]:
     """``VectorQuantizer2`` of VQGAN (taming, IBQ) and diffusers' ``VectorQuantizer``; their perplexity is None, too."""
     return details.quantized, details.loss, (None, None, details.indices.reshape(-1))
 
 
-def transformers(details: QuantizerDetails, quantizer: nn.Module) -> tuple[Any, ...]:
+def transformers(details: QuantizerDetails, quantizer: FastChannelVQ) -> tuple[Any, ...]:
     """``VQVAEVectorQuantizer`` of Chameleon, Janus and GlmImage."""
     return details.quantized, details.loss, details.indices.reshape(-1)
 
 
-def llamagen(details: QuantizerDetails, quantizer: nn.Module) -> tuple[Any, ...]:
+def llamagen(details: QuantizerDetails, quantizer: FastChannelVQ) -> tuple[Any, ...]:
     """LlamaGen's ``VectorQuantizer`` with entropy_loss_ratio=0: no losses in eval mode.
 
     The codebook usage is this module's `utilization`, since the last reset; LlamaGen's is that of the last 65,536 tokens.
@@ -33,7 +34,7 @@ def llamagen(details: QuantizerDetails, quantizer: nn.Module) -> tuple[Any, ...]
     return details.quantized, losses, (None, None, details.indices.reshape(-1))
 
 
-def titok(details: QuantizerDetails, quantizer: nn.Module) -> tuple[Any, ...]:
+def titok(details: QuantizerDetails, quantizer: FastChannelVQ) -> tuple[Any, ...]:
     """``VectorQuantizer`` of TiTok and MaskBit."""
     codebook_loss, commitment_loss = _weighted(details)
     return details.quantized, {
@@ -44,12 +45,12 @@ def titok(details: QuantizerDetails, quantizer: nn.Module) -> tuple[Any, ...]:
     }
 
 
-def lucidrains(details: QuantizerDetails, quantizer: nn.Module) -> tuple[Any, ...]:
+def lucidrains(details: QuantizerDetails, quantizer: FastChannelVQ) -> tuple[Any, ...]:
     """``VectorQuantize`` of vector-quantize-pytorch."""
     return details.quantized, details.indices_by_position, details.loss
 
 
-def dac(details: QuantizerDetails, quantizer: nn.Module) -> tuple[Any, ...]:
+def dac(details: QuantizerDetails, quantizer: FastChannelVQ) -> tuple[Any, ...]:
     """transformers' ``DacVectorQuantize``; descript's own class returns each sample's losses, of which these are the means."""
     return details.quantized, details.commitment_loss, details.codebook_loss, details.indices, details.x
 

@@ -60,7 +60,7 @@ class FastChannelVQ(nn.Module):
         ValueError: for sizes below 1, an unknown option, a negative commitment, or objects that do not go together.
     """
 
-    codebook: nn.Parameter | None
+    codebook: nn.Parameter  # None where a module makes the codes, which only `_own_codebook` has to know
     count: Tensor
 
     def __init__(

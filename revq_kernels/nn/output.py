@@ -38,7 +38,7 @@ class QuantizerDetails(NamedTuple):
     """The indices in the shape of x's positions: ``[B, H, W]`` for images of one token each, ``[B, L, pieces]``, ..."""
 
 
-OutputFormat = Callable[[QuantizerDetails, nn.Module], Any]
+OutputFormat = Callable[[QuantizerDetails, Any], Any]
 """A function of the details and of the `FastChannelVQ` that computed them.
 
 `revq_kernels.interop.formats` holds the tuples that the training code of other libraries unpacks.

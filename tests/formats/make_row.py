@@ -35,7 +35,7 @@ def quantizers() -> dict[str, torch.nn.Module]:
         "plain": FastChannelVQ(8, 4, num_groups=2),
         "ema": FastChannelVQ(8, 4, update=EMAUpdate(), dead_codes=ReplaceDeadCodes(every=2)),
         "mapped": FastChannelVQ(8, 4, codes=MappedCodes(torch.randn(8, 4), torch.nn.Linear(4, 4))),
-        "projected": ProjectedVQ(6, FastChannelVQ(8, 4, layout="BLC", split="last")),
+        "projected": ProjectedVQ(6, FastChannelVQ(8, 4, layout="BLC", split="space")),
         "residual": ResidualVQ([FastChannelVQ(8, 4), FastChannelVQ(8, 4)]),
     }
 

@@ -18,8 +18,8 @@ from drop_in_case import (
 )
 
 import revq
-from benchmarks.drop_in.audio_codebooks import imported
-from benchmarks.restated import dac, snac
+from tests.third_party_quantizers import dac, snac
+from tests.third_party_quantizers.without_torchaudio import imported
 
 transformers = pytest.importorskip("transformers", reason="the unmodified package is the reference here")
 pytest.importorskip("einops", reason="encodec needs it")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from drop_in_case import named_tensors, patched
 
-from benchmarks.drop_in.audio_codebooks import imported
+from tests.third_party_quantizers.without_torchaudio import imported
 
 transformers = pytest.importorskip("transformers", reason="the unmodified package is the reference here")
 pytest.importorskip("einops", reason="encodec needs it")

@@ -8,8 +8,8 @@ from drop_in_case import Call, check_memory, check_quantizer, graph_breaks, patc
 from torch import nn
 
 import revq
-from benchmarks.restated.llamagen import VectorQuantizer
 from revq_kernels.interop.families import autoregressive
+from tests.third_party_quantizers.llamagen import VectorQuantizer
 
 
 def build(ratio=0.0, l2_norm=True, show_usage=True):

@@ -1,4 +1,4 @@
-"""taming's VectorQuantizer2, IBQ's, and SimVQ, as re-stated in benchmarks/restated."""
+"""taming's VectorQuantizer2, IBQ's, and SimVQ, restated in tests/third_party_quantizers."""
 
 import pytest
 import torch
@@ -6,8 +6,8 @@ from drop_in_case import Call, check_memory, check_quantizer, patched
 from embedding_case import CODES, DIM, PIXELS, as_if, check_compile, images, note_of, trained
 from torch import nn
 
-from benchmarks.restated import ibq, simvq, taming
 from revq_kernels.interop.registry import LEFT_ALONE
+from tests.third_party_quantizers import ibq, simvq, taming
 
 USED = torch.randperm(CODES - 32, generator=torch.Generator().manual_seed(1))[:400]
 USED = torch.cat([USED, USED[:5]])  # the first of two equal entries counts

@@ -1,11 +1,11 @@
-"""The quantizers of TiTok, MaskBit and MaskGIT's VQGAN, as re-stated in benchmarks/restated."""
+"""The quantizers of TiTok, MaskBit and MaskGIT's VQGAN, restated in tests/third_party_quantizers."""
 
 import pytest
 import torch
 from drop_in_case import Call, check_memory, check_quantizer, patched
 from embedding_case import CODES, DIM, PIXELS, as_if, check_compile, images, note_of, trained
 
-from benchmarks.restated import maskbit, maskgit_vqgan, titok
+from tests.third_party_quantizers import maskbit, maskgit_vqgan, titok
 
 TITOK, MASKBIT, MASKGIT = titok.VectorQuantizer, maskbit.SimpleVectorizer, maskgit_vqgan.VectorQuantizer
 

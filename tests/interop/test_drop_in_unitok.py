@@ -7,9 +7,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import revq
-from benchmarks.restated import process_group
-from benchmarks.restated.unitok import VectorQuantizer, VectorQuantizerM
 from revq_kernels.interop.families import autoregressive
+from tests.third_party_quantizers import process_group
+from tests.third_party_quantizers.unitok import VectorQuantizer, VectorQuantizerM
 
 
 def build(entropy_loss=False):

@@ -16,8 +16,8 @@ from drop_in_case import (
 from torch import nn
 
 import revq
-from benchmarks.restated.var import VectorQuantizer2
 from revq_kernels.interop.families import autoregressive
+from tests.third_party_quantizers.var import VectorQuantizer2
 
 SIDES = (1, 2, 3, 6)
 

@@ -13,11 +13,14 @@ from tiny_vae import IMAGE_SIZE, LATENT_SHAPE, save_photos, save_tiny_vae
 
 from revq.config import ModelConfig, RectifierConfig
 from revq.data.images import center_crop, load_image, to_pil, to_tensor
+from revq.data.latents import save_latents
+from revq.data.tokens import load_tokens
 from revq.data.vae import load_vae
 from revq.errors import InputError
+from revq.eval.evaluate import code_use
 from revq.model.normalizer import LatentStatistics
 from revq.model.revq import ReVQ
-from revq.tokenizer import Tokenizer
+from revq.tokenizer import Tokenizer, tokenize_store
 
 
 def tiny_model():
@@ -176,3 +179,24 @@ def test_importing_revq_is_light_and_its_names_are_lazy():
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False, env=os.environ
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_many_images_are_searched_through_a_tree_with_the_same_tokens(tokenizer, tmp_path, monkeypatch):
+    latents = torch.randn(40, *LATENT_SHAPE)
+    expected = tokenizer.model.encode_latents(latents)
+    assert not tokenizer.build_index(10**9), "the codebook is too small for a tree"
+    monkeypatch.setattr("revq.model.revq.tree_pays", lambda codes, dim, queries: (codes, queries) == (16, 40))
+    assert not tokenizer.build_index(39) and tokenizer.model.quantizer.index is None
+    assert tokenizer.build_index(40)
+    assert torch.equal(tokenizer.model.encode_latents(latents), expected)
+    assert tokenizer.model.quantizer.index.last.queries > 0
+    tokenizer.model.train()
+    assert tokenizer.model.quantizer.index is None and not tokenizer.build_index(40)
+    tokenizer.model.eval()
+
+    store = save_latents(tmp_path / "store", latents)
+    tokenize_store(tokenizer.model, store, tmp_path / "tokens.safetensors", progress=False)
+    assert tokenizer.model.quantizer.index is not None
+    assert torch.equal(load_tokens(tmp_path / "tokens.safetensors").indices, expected)
+    tokenizer.model.train().eval()
+    assert code_use(tokenizer.model, store).utilization > 0 and tokenizer.model.quantizer.index is not None

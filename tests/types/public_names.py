@@ -8,7 +8,7 @@ from typing_extensions import assert_type
 
 import revq
 import revq_kernels
-from revq.eval import CodeUse
+from revq.eval.evaluate import CodeUse
 from revq.model import ReVQ as ReVQClass
 from revq.tokenizer import Tokenizer as TokenizerClass
 
@@ -24,7 +24,7 @@ def model(config: revq.RunConfig, store: revq.LatentStore) -> None:
     assert_type(revq.ReVQ(config.model), ReVQClass)
     result = revq.train.train(config, store, "runs/x")
     assert_type(result.model, ReVQClass)
-    assert_type(result.last_epoch, CodeUse | None)
+    assert_type(result.last_epoch, CodeUse)
     assert_type(revq.recipes.demo(), revq.RunConfig)
 
 

@@ -25,7 +25,7 @@ REVQ_INLINE void append(PendingList& to, uint32_t mask, int64_t walker, int64_t 
   to.size = size + __builtin_popcount(mask);
 #else
   float value[16];
-  store(value, bounds);
+  store16(value, bounds);
   for (; mask != 0; mask &= mask - 1) {
     const int lane = __builtin_ctz(mask);
     to.entry[to.size] = entry + lane;
@@ -78,15 +78,19 @@ struct Walk {
   REVQ_INLINE int64_t dim() const { return D > 0 ? D : layout.d; }
   REVQ_INLINE const float* query(int64_t walker) const { return queries + walker * dim(); }
 
+  // Adds a term of a distance.  0 + square is exact: a loop of unknown length needs no special case for the first term.
+  REVQ_INLINE static Floats add_term(Floats sum, Floats square, int64_t j) {
+    return D > 0 && j == 0 ? square : sum + square;
+  }
+
   // Exact distances of a query and the 16 codes of a panel.
   REVQ_INLINE Lanes16 distance(const float* x, const float* panel) const {
     Lanes16 sum{};
     for (int64_t j = 0; j < dim(); ++j) {
-      const Lanes16 code = load<Lanes16>(panel + j * 16);
+      const Lanes16 code = load16(panel + j * 16);
       for (int h = 0; h < kParts; ++h) {
         const Floats difference = broadcast(x[j]) - code.part[h];
-        const Floats square = difference * difference;
-        sum.part[h] = j == 0 ? square : sum.part[h] + square;
+        sum.part[h] = add_term(sum.part[h], difference * difference, j);
       }
     }
     return sum;
@@ -97,12 +101,11 @@ struct Walk {
     const float* upper = lower + dim() * 16;
     Lanes16 sum{};
     for (int64_t j = 0; j < dim(); ++j) {
-      const Lanes16 low = load<Lanes16>(lower + j * 16), high = load<Lanes16>(upper + j * 16);
+      const Lanes16 low = load16(lower + j * 16), high = load16(upper + j * 16);
       for (int h = 0; h < kParts; ++h) {
         const Floats here = broadcast(x[j]);
         const Floats difference = here - smaller(larger(here, low.part[h]), high.part[h]);
-        const Floats square = difference * difference;
-        sum.part[h] = j == 0 ? square : sum.part[h] + square;
+        sum.part[h] = add_term(sum.part[h], difference * difference, j);
       }
     }
     return sum;
@@ -197,7 +200,7 @@ struct Walk {
       for (int64_t walker = 0; walker < count; ++walker) {
         const int32_t block = space.seed[walker];
         const Lanes16 bounds = bound(query(walker), boxes(level, block));
-        __builtin_memcpy(space.passed[level][walker], &bounds, sizeof bounds);
+        store16(space.passed[level][walker], bounds);
         space.seed[walker] = block * 16 + smallest_lane(bounds, children(level, block));
       }
     }
@@ -223,7 +226,7 @@ struct Walk {
     PendingList& below = space.blocks[level - 1];
     for (int64_t walker = 0; walker < count; ++walker) {
       const int64_t child = space.seed[walker] >> 4 * (level - 1), block = child / 16;
-      const Lanes16 bounds = load<Lanes16>(space.passed[level][walker]);
+      const Lanes16 bounds = load16(space.passed[level][walker]);
       const uint32_t mask = lanes_at_most(bounds, space.best[walker]) & first_lanes(children(level, block));
       append(below, mask & ~(1u << child % 16), walker, block * 16, bounds);
       if (below.size > kMaxPending - 16) flush_blocks(level - 1);
@@ -260,7 +263,7 @@ void bound(const TreeLayout& layout, const TreeGroup& group, const float* query,
   WalkSpace unused;
   with_walk(layout, group, query, unused, [&](auto walk) {
     const Lanes16 lanes = walk.bound(query, walk.boxes(level, block));
-    __builtin_memcpy(bounds, &lanes, sizeof lanes);
+    store16(bounds, lanes);
   });
 }
 

@@ -8,17 +8,13 @@ constexpr int kPartsPerPanel = kPanelCodes / kLanes;
 // As many as leave registers for the codes.
 constexpr int64_t kQueriesPerStep = kLanes == 16 ? 4 : 2;
 
-// One lane's smallest upper word of a key so far, and the panel it came from.
-struct SmallestSoFar {
-  Ints key, panel;
-};
-
-// Strictly smaller: of equal distances the earlier panel stays, and with it the lower index.
-REVQ_INLINE void keep_smaller(Floats distance, int32_t panel, SmallestSoFar& so_far) {
+// Keeps the smallest upper word of a key per lane, and the panel that it came from.  Strictly smaller: of equal distances
+// the earlier panel stays, and with it the lower index.
+REVQ_INLINE void keep_smaller(Floats distance, int32_t here, Ints& key, Ints& panel) {
   const Ints candidate = key_bits(distance);
-  const LaneMask nearer = less(candidate, so_far.key);
-  so_far.key = smaller(candidate, so_far.key);
-  so_far.panel = select(nearer, panel, so_far.panel);
+  const LaneMask nearer = less(candidate, key);
+  key = smaller(candidate, key);
+  panel = select(nearer, here, panel);
 }
 
 template <int... kLane>
@@ -27,14 +23,14 @@ REVQ_INLINE Ints lane_numbers(std::integer_sequence<int, kLane...>) {
 }
 
 // The smallest key of a query's lanes.  Codes are numbered from the first of the tile.
-REVQ_INLINE int64_t smallest_key(const SmallestSoFar (&so_far)[kPartsPerPanel]) {
+REVQ_INLINE int64_t smallest_key(const Ints (&key)[kPartsPerPanel], const Ints (&panel)[kPartsPerPanel]) {
   constexpr auto kEveryLane = std::make_integer_sequence<int, kLanes>();
   Longs keys;
   for (int h = 0; h < kPartsPerPanel; ++h) {
-    const Ints code = so_far[h].panel * static_cast<int32_t>(kPanelCodes) + lane_numbers(kEveryLane) +
-                      h * static_cast<int32_t>(kLanes);
+    const Ints code =
+        panel[h] * static_cast<int32_t>(kPanelCodes) + lane_numbers(kEveryLane) + h * static_cast<int32_t>(kLanes);
     Longs first, second;
-    join_words(so_far[h].key, code, first, second, kEveryLane);
+    join_words(key[h], code, first, second, kEveryLane);
     const Longs here = smaller(first, second);
     keys = h == 0 ? here : smaller(keys, here);
   }
@@ -50,10 +46,12 @@ void exact_in(const ExactTile& tile) {
     for (int64_t i = 0; i < kQueriesPerStep; ++i) {  // the last query stands in for those past the end
       x[i] = tile.queries + tile.rows[q + i < tile.count ? q + i : tile.count - 1] * d;
     }
-    SmallestSoFar so_far[kQueriesPerStep][kPartsPerPanel];
+    Ints key[kQueriesPerStep][kPartsPerPanel], panel[kQueriesPerStep][kPartsPerPanel];
     for (int64_t i = 0; i < kQueriesPerStep; ++i) {
-      for (int h = 0; h < kPartsPerPanel; ++h)
-        so_far[i][h] = {Ints{} + INT32_MAX, Ints{}};  // no distance has these bits
+      for (int h = 0; h < kPartsPerPanel; ++h) {
+        key[i][h] = Ints{} + INT32_MAX;  // no distance has these bits
+        panel[i][h] = Ints{};
+      }
     }
     const float* codes = tile.panels;
     for (int64_t p = 0; p < tile.num_panels; ++p) {
@@ -77,13 +75,13 @@ void exact_in(const ExactTile& tile) {
       }
       for (int64_t i = 0; i < kQueriesPerStep; ++i) {
         for (int h = 0; h < kPartsPerPanel; ++h) {
-          keep_smaller(distance[i][h], static_cast<int32_t>(p), so_far[i][h]);
+          keep_smaller(distance[i][h], static_cast<int32_t>(p), key[i][h], panel[i][h]);
         }
       }
     }
     for (int64_t i = 0; i < kQueriesPerStep && q + i < tile.count; ++i) {
       int64_t& smallest = tile.keys[tile.rows[q + i]];
-      const int64_t found = smallest_key(so_far[i]) + tile.first;
+      const int64_t found = smallest_key(key[i], panel[i]) + tile.first;
       smallest = found < smallest ? found : smallest;
     }
   }

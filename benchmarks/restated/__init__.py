@@ -1,1 +1,0 @@
-"""Quantizers of repositories that are no packages: what each computes, in our own code, as the thing to compare with."""

@@ -1,0 +1,1 @@
+"""Quantizers of repositories that are not packages, restated: separate, a file each, as classes there share names."""
