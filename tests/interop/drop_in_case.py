@@ -1,4 +1,4 @@
-"""What every patched quantizer owes its user, checked on one module beside the unmodified original."""
+"""Checks that every patched quantizer must pass: one patched module against the unmodified original."""
 
 import copy
 from collections.abc import Callable
@@ -26,7 +26,7 @@ Inputs = Callable[[int], tuple[Any, ...]]
 
 
 def check_quantizer(build: Callable[[], nn.Module], inputs: Inputs, *, method: str = "forward", steps: int = 20) -> int:
-    """Everything below for one module; ``inputs(seed)`` gives the arguments of ``method``.
+    """All checks below for one module; ``inputs(seed)`` gives the arguments of ``method``.
 
     Returns how many indices of the original, over all runs, float64 calls wrong (and ours does not share).
     """
@@ -42,7 +42,7 @@ def check_quantizer(build: Callable[[], nn.Module], inputs: Inputs, *, method: s
 
 
 def check_call(module: nn.Module, call: Call, *, training: bool, autocast: bool = False) -> int:
-    """Outputs, losses, indices, gradients and buffers of one call, against the original's and its float64 run."""
+    """Compare outputs, losses, indices, gradients and buffers of one call with the original's and its float64 run."""
     original, fast, exact = (plain_copy(module).train(training) for _ in range(3))
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         expected = run(original, call)
@@ -61,16 +61,18 @@ def check_call(module: nn.Module, call: Call, *, training: bool, autocast: bool 
 
 
 def check_training(module: nn.Module, method: str, inputs: Inputs, steps: int, lr: float = 0.1) -> None:
-    """Parameters and buffers after some steps of SGD."""
+    """Compare parameters and buffers after some steps of SGD."""
     runs = []
-    calls = [Call(method, inputs(100 + step)) for step in range(steps)]  # outside `Doubles`: other numbers in float64
+    calls = [
+        Call(method, inputs(100 + step)) for step in range(steps)
+    ]  # outside `Doubles`, where randn draws other values
     for wrap, patch in ((plain_copy, False), (plain_copy, True), (in_double, False)):
         copied = wrap(module).train()
         parameters = list(copied.parameters())
         optimizer = torch.optim.SGD(parameters, lr=lr) if parameters else None
         with patched(copied, verify=False) if patch else Doubles() if wrap is in_double else torch.enable_grad():
             for call in calls:
-                run(copied, doubled_call(call) if wrap is in_double else call)  # leaves the gradients on the parameters
+                run(copied, doubled_call(call) if wrap is in_double else call)  # the parameters keep the gradients
                 if optimizer is not None:
                     optimizer.step()
                     optimizer.zero_grad()
@@ -82,7 +84,7 @@ def check_training(module: nn.Module, method: str, inputs: Inputs, steps: int, l
 
 
 def check_state(build: Callable[[], nn.Module], call: Call) -> None:
-    """Names and values of the state survive, `like` shares them, and `unpatch` gives the original back bit for bit."""
+    """The state keeps its names and values, `like` shares its tensors, and `unpatch` restores the original bit for bit."""
     module = build().eval()
     before, state, kind, held = run(module, call), copy.deepcopy(module.state_dict()), type(module), set(vars(module))
     copied = revq.like(module)
@@ -106,7 +108,7 @@ def check_state(build: Callable[[], nn.Module], call: Call) -> None:
 
 
 def check_memory(module: nn.Module, call: Call, pairs: int) -> None:
-    """No tensor of ``pairs`` = N x K numbers, or more, is made by the patched module, forward or backward."""
+    """The patched module creates no tensor of ``pairs`` = N x K elements or more, forward or backward."""
     for training in (False, True):
         original, fast = (plain_copy(module).train(training) for _ in range(2))
         assert largest_tensor(original, call) >= pairs, "the original makes no matrix: this test proves nothing"
@@ -115,27 +117,27 @@ def check_memory(module: nn.Module, call: Call, pairs: int) -> None:
 
 
 def largest_tensor(module: nn.Module, call: Call) -> int:
-    """Numbers in the largest tensor that an operator makes in a call and its backward pass."""
+    """Elements of the largest tensor that an operator creates in a call and its backward pass."""
     with _Largest() as largest:
         run(module, call)
     return largest.numbers
 
 
 def graph_breaks(module: nn.Module, call: Call) -> int:
-    """How often torch.compile leaves the graph in a call."""
+    """The number of graph breaks of torch.compile in a call."""
     torch._dynamo.reset()
     return torch._dynamo.explain(getattr(module, call.method))(*call.args, **call.kwargs).graph_break_count
 
 
 def patched(module: nn.Module, verify: bool = True) -> Any:
-    """A block in which ``module`` is patched, wholly."""
+    """A block in which every quantizer in ``module`` is patched."""
     report = revq.patch(module, verify=verify, verbose=False)
     assert report.entries and all(entry.patched for entry in report.entries), report
     return report
 
 
 def named_state(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """Parameters and buffers themselves."""
+    """Parameters and buffers (not copies) by name."""
     return [*module.named_parameters(), *module.named_buffers()]
 
 

@@ -12,7 +12,7 @@ CODES, DIM, PIXELS = 512, 8, 64
 
 
 def trained(module: nn.Module) -> nn.Module:
-    """The module with normal codes: the tiny ones of a fresh table are nearly equal to every vector."""
+    """The module with normally distributed codes: a fresh table is so close to zero that all its codes are about as near."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         module.embedding.weight.copy_(torch.randn(module.embedding.weight.shape, generator=generator))
@@ -25,7 +25,7 @@ def images(seed: int, dim: int = DIM) -> tuple[torch.Tensor]:
 
 
 def check_compile(module: nn.Module, call: Call) -> None:
-    """A patched module has no graph break that the original has not, and compiles as a whole where that one does."""
+    """A patched module adds no graph break, and compiles as one graph if the original does."""
     before = graph_breaks(module, call)
     with patched(module):
         assert graph_breaks(module, call) <= before
@@ -34,13 +34,13 @@ def check_compile(module: nn.Module, call: Call) -> None:
 
 
 def note_of(module: nn.Module) -> str:
-    """What the report says of a quantizer that `patch` leaves."""
+    """The note in the report for a quantizer that `patch` leaves alone."""
     (entry,) = revq.patch(copy.deepcopy(module), verbose=False).entries
     assert not entry.patched, entry
     return entry.note
 
 
 def as_if(original: type, **changes: object) -> type:
-    """A class that a newer version of ``original`` could be: same module and name, other contents."""
+    """A class like a newer version of ``original``: the same module and name, other contents."""
     names = {"__module__": original.__module__, "__qualname__": original.__qualname__}
     return type(original.__name__, (original,), {**names, **changes})

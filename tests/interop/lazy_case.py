@@ -1,4 +1,4 @@
-"""What the tests of revq.fast_distances share."""
+"""Builders that the tests of revq.fast_distances share."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,7 +19,7 @@ def lazy(x, c, **kwargs):
 
 
 class LargestResult(TorchDispatchMode):
-    """Bytes of the largest memory that an operator returned, as a view or new."""
+    """Records the bytes of the largest storage that an operator returned, as a view or new."""
 
     nbytes = 0
 
@@ -32,7 +32,7 @@ class LargestResult(TorchDispatchMode):
 
 
 class Doubled(torch.autograd.Function):
-    """Autograd sees its input before any torch function does."""
+    """A function whose input reaches autograd before any ``__torch_function__``."""
 
     @staticmethod
     def forward(ctx, d):

@@ -1,4 +1,4 @@
-"""Codebooks of audio codecs: transformers' and encodec's, unmodified, and those of repositories, re-stated."""
+"""Codebooks of audio codecs: those of transformers and encodec, unmodified, and re-implementations of others."""
 
 import warnings
 from types import SimpleNamespace
@@ -41,7 +41,7 @@ def kind_of(path):
 
 
 def build_frozen(name):
-    """With codes of a trained codec's kind, which its constructor leaves at zero."""
+    """A codebook with random codes; the constructor sets all to zero."""
     torch.manual_seed(0)
     module = kind_of(FROZEN[name])(SIZES)
     if name == "mimi":
@@ -56,7 +56,7 @@ def build_averaged(size=64, **options):
     torch.manual_seed(0)
     kind = imported("encodec.quantization.core_vq").EuclideanCodebook
     module = kind(D, size, **{"kmeans_iters": 4, "kmeans_init": True, **options})
-    if module.inited:  # counts of zero would make codes of 1e5 with the first average
+    if module.inited:  # with counts of zero the first average would give codes of 1e5
         module.cluster_size.fill_(4.0)
         module.embed.normal_()
         module.embed_avg.copy_(module.embed * 4.0)
@@ -71,7 +71,7 @@ def build_dac():
 def restated(build=dac.VectorQuantize, **options):
     torch.manual_seed(0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # the old weight_norm, which those repositories use
+        warnings.simplefilter("ignore", FutureWarning)  # those repositories use the old weight_norm
         return build(**{"input_dim": 12, "codebook_size": K, "codebook_dim": D, **options})
 
 
@@ -126,12 +126,12 @@ def test_averaged_codebook_under_autocast():
 
 @pytest.mark.parametrize("initialized", [True, False])
 def test_averaged_codebook_without_a_matrix(initialized):
-    """Neither distances, nor one-hot rows, nor k-means' differences."""
+    """The patched module creates neither distances, nor one-hot rows, nor the differences of k-means."""
     check_memory(build_averaged(kmeans_init=not initialized), Call("forward", (normal(0, 4, 64, D),)), pairs=256 * 64)
 
 
 def test_first_batch_draws_the_same_codes():
-    """More codes than vectors, and fewer: k-means draws otherwise, from the same random state."""
+    """With more codes than vectors k-means draws in another way than with fewer, from the same random state."""
     for length in (16, 200):
         original, fast = build_averaged(), build_averaged()
         with patched(fast):
@@ -144,7 +144,7 @@ def test_first_batch_draws_the_same_codes():
 
 
 def test_first_batch_shares_the_codes_among_processes(monkeypatch):
-    """Through the original's own function, which forks have changed or left out."""
+    """By the original's own function, which some forks change or omit."""
     shared = []
     monkeypatch.setattr(imported("encodec.distrib"), "broadcast_tensors", lambda tensors: shared.append(list(tensors)))
     module = build_averaged(threshold_ema_dead_code=0)
@@ -194,14 +194,14 @@ def test_transformers_dac_fetches_offloaded_codes():
     assert calls == [("pre", module.codebook), ("post", module.codebook)]
 
 
-def test_transformers_dac_with_a_code_of_zero():
+def test_transformers_dac_with_a_zero_code():
     module = build_dac()
     module.codebook.weight.data[3] = 0
     assert "a code is zero" in str(revq.patch(module, verbose=False))
 
 
 @pytest.mark.parametrize("kind", [dac.VectorQuantize, snac.VectorQuantize], ids=["dac", "snac"])
-def test_restated_stage(kind):
+def test_reimplemented_stage(kind):
     def build():
         return restated(kind, **({"stride": 4} if kind is snac.VectorQuantize else {}))
 
@@ -214,8 +214,8 @@ def test_restated_stage(kind):
     assert sorted(build().state_dict()) == ["codebook.weight", *names]
 
 
-def test_restated_stage_under_autocast():
-    """The projection runs in bfloat16; the search among its results is exact."""
+def test_reimplemented_stage_under_autocast():
+    """The projection runs in bfloat16; the search for its results is exact."""
     module = restated().eval()
     with patched(module), torch.autocast("cpu", torch.bfloat16):
         _, _, _, indices, z_e = module(*hidden(0))
@@ -226,7 +226,7 @@ def test_restated_stage_under_autocast():
     )
 
 
-def test_restated_stage_with_new_weight_norm():
+def test_reimplemented_stage_with_new_weight_norm():
     def build():
         module = restated()
         for name in ("in_proj", "out_proj"):
@@ -238,7 +238,7 @@ def test_restated_stage_with_new_weight_norm():
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_restated_residual_stages(dropout):
+def test_reimplemented_residual_stages(dropout):
     def build():
         return restated(
             dac.ResidualVectorQuantize,
@@ -255,13 +255,13 @@ def test_restated_residual_stages(dropout):
     check_call(build(), Call("from_latents", (normal(0, 2, 12, 20),)), training=False)
     check_training(build(), "forward", hidden, steps=5, lr=1e-3)
     module = build()
-    module(*hidden(0))["z"].sum().backward()  # in training mode: a graph's tensors stand on the module
+    module(*hidden(0))["z"].sum().backward()  # in training mode the module holds tensors with a graph
     revq.like(module)
 
 
 @pytest.mark.parametrize("build", [lambda: build_frozen("encodec"), lambda: build_frozen("mimi"), build_dac, restated])
 def test_half_precision(build):
-    """Codes and vectors of bfloat16 are compared exactly."""
+    """The search of bfloat16 codes and vectors is exact."""
     module = build().eval().bfloat16()
     method, inputs = ("decode_latents", latents) if hasattr(module, "decode_latents") else ("encode", rows)
     check_call(module, Call(method, tuple(value.bfloat16() for value in inputs(0))), training=False)
@@ -353,7 +353,7 @@ def test_other_modules_of_the_same_name_are_left():
 
 
 def test_memory_is_that_of_the_vectors():
-    """Sixteen times the codes, and the same largest tensor (but for the codes themselves)."""
+    """With sixteen times the codes, the largest tensor (apart from the codes) has the same size."""
     module = build_frozen("encodec")
     with patched(module):
         assert largest_tensor(module, Call("encode", rows(0))) <= max(2 * 64 * D, K * D)

@@ -62,7 +62,7 @@ def dac():
 
 
 def semantic(kind, config, **options):
-    """X-Codec and Higgs Audio: DAC's encoder beside HuBERT's, which must have the same 320 samples per frame."""
+    """X-Codec and Higgs Audio combine DAC's encoder and HuBERT's, which must have the same 320 samples per frame."""
     ratios = {"downsampling_ratios": [8, 8, 5], "upsampling_ratios": [8, 8, 5]}
     acoustic = {"model_type": "dac", **DAC, **ratios, "hidden_size": 32}
     sizes = {"sample_rate": 16000, "codebook_size": 64, "target_bandwidths": [0.95], **options}
@@ -104,7 +104,7 @@ def test_model(name):
     model = MODELS[name]().eval()
     for buffer_name, buffer in model.named_buffers():
         if buffer_name.endswith(("embed", "embed_sum")):
-            buffer.normal_(std=0.1 if "encodec" in name else 1.0)  # constructors leave them at zero
+            buffer.normal_(std=0.1 if "encodec" in name else 1.0)  # constructors set them to zero
     wave = torch.randn(2, 1, 6400 if name in ("xcodec", "higgs") else 800, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         before = dict(named_tensors(model.encode(wave))), dict(named_tensors(model(wave)))

@@ -19,13 +19,13 @@ def build(**options):
 
 @pytest.fixture
 def used(tmp_path):
-    np.save(tmp_path / "used.npy", torch.cat([USED, USED[:5]]).numpy())  # the first of two equal entries counts
+    np.save(tmp_path / "used.npy", torch.cat([USED, USED[:5]]).numpy())  # among equal entries the first counts
     return str(tmp_path / "used.npy")
 
 
 @pytest.mark.parametrize("legacy", [True, False])
 def test_alone(legacy):
-    # torch.cdist is one of the operators that autocast leaves in float32
+    # autocast runs torch.cdist in float32
     assert check_quantizer(lambda: build(legacy=legacy, sane_index_shape=not legacy), images) == 0
 
 

@@ -1,4 +1,4 @@
-"""LlamaGen's quantizer, re-stated, with its entropy loss."""
+"""A re-implementation of LlamaGen's quantizer, with its entropy loss."""
 
 import copy
 
@@ -18,7 +18,7 @@ def build(ratio=0.0, l2_norm=True, show_usage=True):
     if not l2_norm:
         nn.init.normal_(quantizer.embedding.weight, std=0.3)
     if show_usage:
-        quantizer.codebook_used.requires_grad_(False)  # as released, the original cannot be trained on a CPU
+        quantizer.codebook_used.requires_grad_(False)  # as released, the original raises in training on a CPU
     return quantizer
 
 
@@ -44,7 +44,7 @@ def test_narrow_features_under_autocast():
     assert found[0].dtype == expected[0].dtype
 
 
-def test_losses_and_usage_that_are_no_tensors():
+def test_losses_and_usage_that_are_not_tensors():
     original, fast = build().train(), build().train()
     with patched(fast):
         for seed in range(3):
@@ -60,7 +60,7 @@ def test_no_matrix(monkeypatch):
 
 
 def test_record_of_used_codes_as_released():
-    """A parameter as a buffer: the original raises in training; moved to another device it cannot even be copied."""
+    """The record is a parameter: the original raises in training, and after a move to another device it cannot be copied."""
     leaf = build()
     leaf.codebook_used.requires_grad_(True)
     moved = copy.deepcopy(leaf)

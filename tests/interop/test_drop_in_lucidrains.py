@@ -1,4 +1,4 @@
-"""vector-quantize-pytorch's VectorQuantize, ResidualVQ, GroupedResidualVQ, SimVQ and their kin, unmodified."""
+"""vector-quantize-pytorch's VectorQuantize, ResidualVQ, GroupedResidualVQ, SimVQ and modules around them, unmodified."""
 
 from functools import partial
 
@@ -15,7 +15,7 @@ from vector_quantize_pytorch.hierarchical_vq import HierarchicalVQ
 from vector_quantize_pytorch.residual_sim_vq import ResidualSimVQ
 from vector_quantize_pytorch.vector_quantize_pytorch import Codebook, gumbel_sample
 
-pytestmark = pytest.mark.filterwarnings("ignore:Using a target size")  # the package's own, of masked heads
+pytestmark = pytest.mark.filterwarnings("ignore:Using a target size")  # a warning of the package for masked heads
 
 LEARNED = {"learnable_codebook": True, "ema_update": False}
 SEPARATE = {"heads": 2, "codebook_dim": 4, "separate_codebook_per_head": True}
@@ -72,7 +72,7 @@ TRAINED = {
     "SimVQ": (SimVQ, {"dim": 8, "codebook_size": 32}, sequence),
 }
 
-CALLED = {  # in float32 alone: projections and rotations in bfloat16 change what is searched for, by chance
+CALLED = {  # in float32 only: rounding in bfloat16 projections and rotations changes the vectors that are searched
     "masked heads": (vq, SEPARATE | {"codebook_dim": 8}, masked),
     "channels first": (vq, {"channel_last": False}, lambda seed: (draw(seed, 2, 8, 16),)),
     "one vector each": (vq, {}, lambda seed: (draw(seed, 6, 8),)),
@@ -141,7 +141,7 @@ def test_autocast_makes_the_original_choose_wrong_codes(options):
 
 
 def test_stages_under_autocast():
-    """Rotation and projection round to bfloat16, so every stage is held to what it is given."""
+    """Rotation and projection round to bfloat16, so each stage is checked with the vectors that it gets."""
     model, wrong = maker(rvq, codebook_dim=4)().train(), []
 
     def before(codebook, arguments):
@@ -166,7 +166,7 @@ def test_no_matrix(options):
 
 
 def test_cosine_codebook_of_any_norms():
-    """The package takes the largest inner product, which is the nearest code only where the norms are equal."""
+    """The package takes the largest inner product, which is that of the nearest code only if all norms are equal."""
     module = maker(vq, use_cosine_sim=True)()._codebook
     x = nn.functional.normalize(draw(0, 2, 64, 8), dim=-1)
     module.embed.mul_(torch.linspace(0.5, 2, 32).unsqueeze(1))
@@ -177,7 +177,7 @@ def test_cosine_codebook_of_any_norms():
 
 
 def test_close_codes_tie():
-    """The package clamps distances to 1e-4: of nearer codes it takes the first."""
+    """The package clamps distances to 1e-4, so among nearer codes it takes the first."""
     module = maker(vq)()._codebook
     module.embed.mul_(7e-4)
     x = module.embed * 0.7
@@ -190,7 +190,7 @@ def test_close_codes_tie():
 
 @pytest.mark.parametrize("training", [False, True])
 def test_distances_on_demand(training):
-    """Values and gradient of the matrix are those of the original to the bit, also after the codebook's update."""
+    """Values and gradient of the matrix equal the original's bit for bit, also after the update of the codebook."""
     found = []
     for patch in (False, True):
         codebook = maker(vq)()._codebook.train(training)
@@ -203,8 +203,8 @@ def test_distances_on_demand(training):
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-def test_mean_update_by_hand():
-    """One-hots from outside, weights, and updates that are gathered before they are applied."""
+def test_updates_by_the_caller():
+    """Updates by one-hots, with weights, and accumulated before they are applied."""
     results = []
     for patch in (False, True):
         model = maker(vq)().train()
@@ -263,7 +263,7 @@ class OtherDistance(Codebook):
         return super().forward(x - 0.1, *args, **kwargs)
 
 
-OtherDistance.forward.__wrapped__ = Codebook.forward  # the parameters are known
+OtherDistance.forward.__wrapped__ = Codebook.forward  # so its parameter names are the known ones
 
 
 class OtherMean(Codebook):

@@ -10,7 +10,7 @@ from revq_kernels.interop.registry import LEFT_ALONE
 from tests.third_party_quantizers import ibq, simvq, taming
 
 USED = torch.randperm(CODES - 32, generator=torch.Generator().manual_seed(1))[:400]
-USED = torch.cat([USED, USED[:5]])  # the first of two equal entries counts
+USED = torch.cat([USED, USED[:5]])  # among equal entries the first counts
 
 
 def build(kind=taming.VectorQuantizer2, **options):
@@ -102,7 +102,7 @@ def test_what_is_left():
     assert "result[1] is off" in note_of(build(as_if(taming.VectorQuantizer2, forward=scaled)))
     assert "return_logits, mask)" in note_of(build(as_if(simvq.SimVQ, forward=projected)))
     assert "one-hot matrix" in note_of(build(taming.VectorQuantizer))
-    assert "IndexError" in note_of(build(simvq.SimVQ1D, sane_index_shape=True))  # it fails unpatched, too
+    assert "IndexError" in note_of(build(simvq.SimVQ1D, sane_index_shape=True))  # the original fails as well
     wide = build(simvq.SimVQ)
     wide.embedding_proj = nn.Linear(DIM, 2 * DIM)
     assert f"({2 * DIM}, {DIM})" in note_of(wide)

@@ -40,7 +40,7 @@ def test_with_loss(kind):
 
 
 def test_emu3():
-    assert check_quantizer(lambda: build(EMU3), videos, steps=0) > 0  # indices alone: nothing trains
+    assert check_quantizer(lambda: build(EMU3), videos, steps=0) > 0  # returns indices only, so nothing trains
 
 
 @pytest.mark.parametrize("kind", [*WITH_LOSS, EMU3])

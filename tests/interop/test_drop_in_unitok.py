@@ -1,4 +1,4 @@
-"""UniTok's quantizers, re-stated: several codebooks of unit vectors, a record of usage."""
+"""A re-implementation of UniTok's quantizers: several codebooks of unit vectors, a record of usage."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_one_codebook():
     check_quantizer(lambda: build().codebooks[0], lambda seed: (inputs(seed)[0][..., :8],), steps=0)
 
 
-def test_a_tokenizer_goes_there_and_back():
+def test_a_tokenizer_encodes_and_decodes():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(24, 16), build()).eval()
     patches = torch.randn(2, 64, 24)
@@ -49,7 +49,7 @@ def test_a_tokenizer_goes_there_and_back():
         torch.testing.assert_close(model[1].idx_to_f(indices), found)
 
 
-def test_rows_of_zeros_take_the_first_code():
+def test_zero_vectors_take_the_first_code():
     module, features = build().eval(), torch.zeros(1, 3, 16)
     assert not module.f_to_idx(features).any()
     with patched(module):
@@ -62,14 +62,14 @@ def test_the_record_counts_its_steps(monkeypatch):
         for part in module.codebooks:
             part.vocab_usage_record_times = 99
     with patched(fast):
-        for seed in range(3):  # on both sides of 100
+        for seed in range(3):  # the weights change at 100
             original(*inputs(seed)), fast(*inputs(seed))
     for left, right in zip(original.codebooks, fast.codebooks, strict=True):
         assert left.vocab_usage_record_times == right.vocab_usage_record_times == 102
         assert torch.equal(left.vocab_usage, right.vocab_usage)
 
 
-def test_sums_over_processes_where_the_repository_does(monkeypatch):
+def test_sums_over_processes_if_the_repository_does(monkeypatch):
     summed = []
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda share, *args, **kwargs: summed.append(share.clone()))
     module = build()

@@ -1,4 +1,4 @@
-"""VAR's multi-scale residual quantizer, re-stated."""
+"""A re-implementation of VAR's multi-scale residual quantizer."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ SIDES = (1, 2, 3, 6)
 
 @pytest.fixture
 def group():
-    """A process group of this process alone: the original's forward asks for its size."""
+    """A process group of one process: the original's forward reads its size."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
@@ -41,7 +41,7 @@ def inputs(seed):
 
 @pytest.mark.parametrize("znorm", [False, True])
 def test_without_convolutions(znorm, group):
-    """Also under autocast, which reaches nothing but the search here: the codes of all scales can be told right or wrong."""
+    """Also under autocast: without convolutions it affects the search only, so the codes of all scales can be checked."""
     check_quantizer(lambda: build(znorm, resi=0.0), inputs)
     corrected = check_quantizer(
         lambda: build(znorm, resi=0.0), lambda seed: (*inputs(seed), False), method="f_to_idxBl_or_fhat", steps=0
@@ -89,7 +89,7 @@ def test_usages_and_the_record(group):
     torch.testing.assert_close(fast.ema_vocab_hit_SV, original.ema_vocab_hit_SV)
 
 
-def test_without_a_process_group_the_indices_alone():
+def test_without_a_process_group_only_the_indices_are_patched():
     module = build()
     with pytest.raises((RuntimeError, ValueError), match="process group"):
         module(*inputs(0))

@@ -1,4 +1,4 @@
-"""The entropies without a matrix, against the dense formula in float64."""
+"""The entropies that are computed in blocks, against the dense formula in float64."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def ours(x, codes, temperature):
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-    monkeypatch.setattr(autoregressive, "_CPU_PAIRS", 37 * 5)  # five rows at a time, and a rest
+    monkeypatch.setattr(autoregressive, "_CPU_PAIRS", 37 * 5)  # blocks of five rows, and a smaller last block
 
 
 @pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0), (0.3, -2.0)])

@@ -1,4 +1,4 @@
-"""revq.fast_distances: what the fused search answers, with its gradient, and which index."""
+"""revq.fast_distances: the answers of the fused search, their gradients and their indices."""
 
 import pytest
 import torch
@@ -69,7 +69,7 @@ def test_batches_broadcast(shape_x, shape_c):
         ):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
     d = lazy(x, c)
-    d.argmin(0)  # a batch dim, where there are more than two
+    d.argmin(0)  # over a batch dim if there are more than two dims
     assert d.is_lazy == (full.dim() == 2)
 
 
@@ -105,7 +105,7 @@ def test_a_row_of_the_batch_stays_lazy_and_stays_a_view(row):
 
 
 def test_the_matrix_is_never_built():
-    x, c = torch.randn(16384, 4), torch.randn(100_000, 4)  # 6.6 GB as a matrix
+    x, c = torch.randn(16384, 4), torch.randn(100_000, 4)  # the matrix would take 6.6 GB
     with LargestResult() as spy, revq.fast_distances():
         values, indices = torch.cdist(x, c).min(dim=1)
     assert spy.nbytes <= c.nbytes
@@ -119,7 +119,7 @@ def test_the_tie_rule_is_the_contracts():
     c[[7, 20], 0] = float("nan")
     values, indices = lazy(x, c).min(1)
     assert indices.tolist() == [7, 7, 7] and values.isnan().all()
-    x, c = torch.randn(500, 4) + 1000, torch.randn(2000, 4) + 1000  # where the matrix has lost its digits
+    x, c = torch.randn(500, 4) + 1000, torch.randn(2000, 4) + 1000  # the matrix suffers from cancellation here
     truth = torch.cdist(x.double(), c.double())
     ours, theirs = (truth.gather(1, i[:, None]).sum() for i in (lazy(x, c).argmin(1), torch.cdist(x, c).argmin(1)))
     assert ours <= truth.min(1).values.sum() * (1 + 1e-6) < theirs

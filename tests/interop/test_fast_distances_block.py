@@ -1,4 +1,4 @@
-"""revq.fast_distances: the block, and the life of a lazy tensor: modes, threads, compilers, changes in place."""
+"""revq.fast_distances: the block and its lazy tensors under modes, threads, compilers and changes in place."""
 
 import threading
 
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 import revq
 
 
-def test_an_operand_changed_in_place_is_noticed():
+def test_an_operand_changed_in_place_is_detected():
     x, c = operands()
     d = lazy(x, c)
     with torch.no_grad():
@@ -21,7 +21,7 @@ def test_an_operand_changed_in_place_is_noticed():
         with pytest.raises(RuntimeError, match=r"changed in place between torch\.cdist"):
             use(d)
     d, expected = lazy(x, c), torch.cdist(x, c).argmin(1)
-    c.data = torch.zeros_like(c)  # another memory: the lazy matrix keeps its own
+    c.data = torch.zeros_like(c)  # other memory: the lazy matrix keeps the old one
     assert torch.equal(d.argmin(1), expected)
 
 
@@ -81,7 +81,7 @@ def test_under_torch_compile():
     compiled = torch.compile(inside, fullgraph=True, backend="aot_eager")
     with revq.fast_distances():
         got = compiled(x, c)
-        # A lazy tensor that enters compiled code: two functions, as one was once answered with the other's code
+        # Lazy tensors as arguments of compiled code: Dynamo must not reuse the code of one torch function for another
         for backend in ("eager", "aot_eager"):
             for use in (lambda d: (d * 2).sum(), lambda d: d.argmin(1)):
                 result = torch.compile(use, backend=backend)(torch.cdist(x, c))
@@ -149,7 +149,7 @@ def test_torchscript_in_place_is_refused():
 
     with revq.fast_distances():
         d = torch.cdist(torch.randn(30, 4), torch.randn(40, 4))
-    with pytest.raises(RuntimeError, match="failed in the TorchScript interpreter"):  # which keeps our words to itself
+    with pytest.raises(RuntimeError, match="failed in the TorchScript interpreter"):  # TorchScript hides our message
         double(d)
     with pytest.raises(RuntimeError, match=r"call .clone\(\) on it first"), torch._C.DisableTorchFunctionSubclass():
         d.mul_(2)

@@ -1,4 +1,4 @@
-"""revq.fast_distances: dtypes, autocast, what is left to torch.cdist, and its errors."""
+"""revq.fast_distances: dtypes, autocast, calls that run torch.cdist itself, and its errors."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_half_operands_keep_their_dtype_and_find_the_nearest(dtype):
     truth = torch.cdist(x.double(), c.double())
     assert d.dtype == values.dtype == dtype and torch.equal(indices, truth.argmin(1))
     torch.testing.assert_close(values, truth.min(1).values.to(dtype))
-    with torch.autocast("cpu", dtype=torch.bfloat16):  # which torch.cdist, called before, did not see
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # entered after torch.cdist, so it must not apply
         assert d.clone().dtype == dtype
     assert torch.equal(d.clone(), torch.cdist(x, c))
 

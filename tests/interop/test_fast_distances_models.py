@@ -9,7 +9,7 @@ from revq_kernels import nearest_code
 
 
 def wrong_codes(x: Tensor, codebook: Tensor, got: Tensor, other: Tensor) -> int:
-    """How often ``other`` differs from ``got``; float64 must say each time that ``other`` is no nearer."""
+    """How often ``other`` differs from ``got``; in float64, no differing code of ``other`` may be nearer."""
     exact = torch.cdist(x.double(), codebook.double())
     differs = got != other
     ours, theirs = (exact.gather(1, i[:, None])[differs, 0] for i in (got, other))
@@ -55,7 +55,10 @@ def test_diffusers_without(context):
 
 
 def test_diffusers_where_the_original_is_wrong():
-    module, z = quantizer(1e-3), 10 * torch.randn(2, 8, 16, 16)  # about as small as diffusers initializes them
+    module, z = (
+        quantizer(1e-3),
+        10 * torch.randn(2, 8, 16, 16),
+    )  # about as small as the codes that diffusers initializes
     expected = outputs(module, z)
     with revq.fast_distances():
         got = outputs(module, z)
@@ -90,7 +93,7 @@ def mimi():
 
 
 class Spy(torch.overrides.TorchFunctionMode):
-    """Counts the matrices that torch.cdist builds: inside the block it would be the one to see the call."""
+    """Counts the matrices that torch.cdist computes: entered before the block, it sees the calls that the block passes on."""
 
     built = 0
 

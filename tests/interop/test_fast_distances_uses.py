@@ -1,4 +1,4 @@
-"""Everything else that is done with a lazy distance matrix: as if torch.cdist had computed it at once."""
+"""All other uses of a lazy distance matrix give the results of torch.cdist."""
 
 import copy
 import io
@@ -18,7 +18,7 @@ def scripted(d: torch.Tensor) -> torch.Tensor:
 
 
 def graphless(d):
-    """The lazy tensor itself where it has no gradient."""
+    """The lazy tensor without a gradient; itself if it has none."""
     return d.detach() if d.requires_grad else d
 
 
@@ -95,7 +95,7 @@ USES = {
 
 
 def tensors(result) -> list:
-    """What a use returned, flat, with arrays as tensors."""
+    """The results of a use as a flat list, with arrays as tensors."""
     if isinstance(result, tuple | list):
         return [leaf for part in result for leaf in tensors(part)]
     return [torch.from_numpy(result) if isinstance(result, np.ndarray) else result]

@@ -1,4 +1,4 @@
-"""revq.patch, unpatch and like on a quantizer of our own, so that nothing but them is in question."""
+"""revq.patch, unpatch and like on a small quantizer of the tests, so that a failure comes from them."""
 
 import copy
 import pickle
@@ -23,7 +23,7 @@ CODES, DIM = 64, 4
 
 
 class ToyQuantizer(nn.Module):
-    """Nearest code by cdist, a commitment loss, a usage buffer."""
+    """A quantizer with torch.cdist, a commitment loss and a usage buffer."""
 
     def __init__(self, dim=DIM):
         super().__init__()
@@ -116,7 +116,7 @@ def inputs(seed):
 
 
 @pytest.mark.usefixtures("known")
-def test_all_that_a_patched_quantizer_owes():
+def test_all_checks():
     check_quantizer(build, inputs)
 
 
@@ -151,8 +151,8 @@ def test_the_first_family_that_fits_is_taken(known):
     assert not entry.patched and entry.note.count("no toys (") == 2
 
 
-def test_an_original_that_errs_is_no_reason_to_stay(known):
-    """At an offset of 4,096 torch.cdist cancels; the float64 run of the same module says who is right."""
+def test_wrong_codes_of_the_original_do_not_prevent_the_patch(known):
+    """At an offset of 4,096 torch.cdist suffers from cancellation; the float64 run decides which code is right."""
     torch.manual_seed(1)
     table = torch.randn(CODES, DIM) + 4096
     module = ToyQuantizer()
@@ -252,13 +252,13 @@ def test_like_is_another_module_with_the_same_tensors():
 
 
 @pytest.mark.parametrize("call", [revq.patch, revq.unpatch, revq.like])
-def test_what_is_no_module_is_refused(call):
+def test_only_modules_are_accepted(call):
     with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got int"):
         call(3)
 
 
 @pytest.mark.usefixtures("known")
-def test_like_says_why_not():
+def test_like_gives_the_reason():
     with pytest.raises(ValueError, match="expected a quantizer of a known family, got Linear"):
         revq.like(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="d is not 4"):
@@ -294,7 +294,7 @@ def test_errors_of_infinities_and_nothing():
 
 
 @pytest.mark.usefixtures("known")
-def test_a_block_takes_back_its_own_patch_only():
+def test_a_block_undoes_its_own_patch_only():
     model = nn.Sequential(build(), build())
     revq.patch(model[0], verbose=False)
     with revq.patch(model, verbose=False):
@@ -305,7 +305,7 @@ def test_a_block_takes_back_its_own_patch_only():
 
 
 @pytest.mark.usefixtures("known")
-def test_the_check_seeds_no_card(monkeypatch):
+def test_the_check_seeds_no_gpu(monkeypatch):
     monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("it seeds every device of the process"))
     assert revq.patch(ToyQuantizer(), verbose=False).entries[0].patched
 

@@ -101,7 +101,10 @@ class _LlamaGen:
         usage: float = 0
         if self.training:
             if self.show_usage:
-                usage = _record_used(self.codebook_used.detach(), indices) / self.n_e
+                used = self.codebook_used.detach()  # LlamaGen registers it as a parameter; a leaf takes no assignment
+                used.copy_(used.roll(-len(indices)))
+                used[-len(indices) :] = indices
+                usage = len(used.unique()) / self.n_e
             losses = (
                 torch.mean((quantized - z.detach()) ** 2),
                 self.beta * torch.mean((quantized.detach() - z) ** 2),
@@ -109,16 +112,6 @@ class _LlamaGen:
             )
         quantized = z + (quantized - z).detach()
         return quantized.permute(0, 3, 1, 2), (*losses, usage), (None, None, indices)
-
-
-def _record_used(used: Tensor, indices: Tensor) -> int:
-    """Append ``indices`` to the record of recent indices, in place; returns how many different codes it holds.
-
-    ``used`` is the detached record: LlamaGen registers it as a parameter, and a leaf cannot be changed in place.
-    """
-    used.copy_(used.roll(-len(indices)))
-    used[-len(indices) :] = indices
-    return len(used.unique())
 
 
 def _entropy_loss(rows: Tensor, codes: Tensor, ratio: float) -> Tensor:
