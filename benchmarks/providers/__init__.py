@@ -1,4 +1,4 @@
-"""Every search that is measured: this library's, and those of other libraries, each tuned as its own docs advise."""
+"""Every search that is measured, by name: a package needs this file, and the registry stands above the providers."""
 
 from benchmarks.providers import peers, plain_torch, revq_searches
 from benchmarks.providers.provider import Provider
