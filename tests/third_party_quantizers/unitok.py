@@ -103,7 +103,7 @@ class VectorQuantizerM(nn.Module):
         )
 
     def init_vocab(self, eini: float) -> None:
-        """As the parts'."""
+        """Initialize every quantizer's table."""
         for codebook in self.codebooks:
             codebook.init_vocab(eini)
 
