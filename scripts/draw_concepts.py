@@ -10,7 +10,9 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 matplotlib.use("Agg")
-matplotlib.rcParams.update({"svg.hashsalt": "revq", "svg.fonttype": "path", "font.size": 8})
+matplotlib.rcParams.update(
+    {"svg.hashsalt": "revq", "svg.fonttype": "none", "font.size": 8, "font.family": "sans-serif"}
+)
 
 INK, FROZEN, LEARNED, DATA = "#22313f", "#dfe6ea", "#ffe3b3", "#ffffff"
 OUT = Path(__file__).parent.parent / "docs" / "method.svg"
