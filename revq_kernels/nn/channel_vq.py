@@ -403,7 +403,7 @@ class FastChannelVQ(nn.Module):
             self._restart_averages(torch.ones_like(self.count, dtype=torch.bool))
 
     def _apply(self, fn: Any, recurse: bool = True) -> "FastChannelVQ":
-        """Convert as any module does (``to``, ``half``, ``cuda``, ...); drops the tree, which has the old dtype and device."""
+        """Convert as any module does (``to``, ``half``, ...); drops the tree, which has the old dtype and device."""
         self._index = None
         return super()._apply(fn, recurse)
 
