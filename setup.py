@@ -1,7 +1,7 @@
-"""Builds the compiled library; metadata stands in pyproject.toml.
+"""Builds the compiled library; metadata is in pyproject.toml.
 
     pip install torch                              # first: the headers come from the torch you have
-    pip install --no-build-isolation -e .          # REVQ_DEV=1 adds the window that the tests use
+    pip install --no-build-isolation -e .          # REVQ_DEV=1 adds the module that the tests use
 
 The library uses torch's stable ABI: one wheel for every Python and for torch >= 2.10.
 """
@@ -36,7 +36,7 @@ def files(*patterns):
     return [str(path.relative_to(ROOT)) for pattern in patterns for path in sorted((ROOT / "csrc").glob(pattern))]
 
 
-# The window of the tests links the kernels without torch; the library adds the operators, which take tensors.
+# The module of the tests links the kernels without torch; the library adds the operators, which take tensors.
 KERNELS = files("core/*.cpp", "cpu/search/*.cpp", "cpu/clones/*.cpp")
 OPERATORS = files("cpu/*.cpp", "cpu/index/*.cpp")
 HEADERS = files("**/*.h", "**/*.inl")
@@ -65,7 +65,7 @@ class AnyPythonWheel(bdist_wheel):
 
 
 def extensions():
-    """The library, and with REVQ_DEV=1 the tests' window."""
+    """The library, and with REVQ_DEV=1 the module of the tests."""
     built = [
         CppExtension(
             "revq_kernels._C",

@@ -1,1 +1,1 @@
-"""Measurements of this library beside others: a package of its own because neither product imports it."""
+"""Benchmarks against other libraries: a package of its own because neither revq nor revq_kernels imports it."""

@@ -4,7 +4,7 @@
     python -m benchmarks.cpu acceptance          the table of goals, with two threads and with one
     python -m benchmarks.cpu search              every kind of data and a grid of sizes, with every provider
     python -m benchmarks.cpu memory              peak memory against K (Linux)
-    python -m benchmarks.cpu report              docs/benchmarks.md and docs/drop-in.md from the rows
+    python -m benchmarks.cpu report              write the tables of docs/benchmarks.md and docs/drop-in.md
     python -m benchmarks.cpu compare --old ...   interleaved pairs of two checkouts
 
 The other libraries are those of ``pip install -e ".[bench]"``.  Rows are on disk as soon as they exist, what the time

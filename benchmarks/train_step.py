@@ -87,7 +87,7 @@ MODES: dict[str, Callable[[Training], Call]] = {"eager": eager, "graph": graphed
 
 
 def difference(training: Training, indices: Tensor, expected: Training, truth: Tensor, exact: bool) -> str:
-    """How the results differ from the eager ones, or nothing."""
+    """How the results differ from the eager ones; "" if they do not."""
     if not torch.equal(indices, truth):
         return f"{int((indices != truth).sum())} indices differ"
     if not torch.equal(training.vq.count, expected.vq.count):

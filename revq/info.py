@@ -1,4 +1,4 @@
-"""`revq info PATH`: the kind of a folder or file, and its sizes."""
+"""`revq info PATH`: says what kind of file or folder PATH is and prints its shapes and counts (T, K, d, parameters)."""
 
 import json
 from collections.abc import Iterable
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 def describe(path: str | Path) -> str:
     """Describe a model folder, a run's folder, a latent store, a token file or a VAE's folder in a few lines.
+
+    The kind of a folder follows from its files; a VAE and a model differ in the content of ``config.json``.
 
     Raises:
         InputError: if it is missing, damaged, or none of these.
@@ -118,7 +120,7 @@ def _run(path: Path) -> list[tuple[str, str]]:
 
 
 def shape_facts(config: ModelConfig) -> list[tuple[str, str]]:
-    """Names and values that describe a `ModelConfig`."""
+    """Pairs (label, value) for the lines that describe a `ModelConfig`."""
     rectifier = config.rectifier
     return [
         ("latent", f"(C, h, w) = {config.latent_shape}"),
@@ -131,4 +133,5 @@ def shape_facts(config: ModelConfig) -> list[tuple[str, str]]:
 
 
 def _count(parameters: "Iterable[Tensor]") -> str:
+    """The number of all elements of the parameters, as text such as 1,234,567."""
     return f"{sum(parameter.numel() for parameter in parameters):,}"

@@ -129,7 +129,7 @@ def segment_sum(
 
 
 def count_codes_(count: Tensor, indices: Tensor, *, impl: str = "auto") -> Tensor:
-    """Add to ``count`` how often each code stands in ``indices``.
+    """Add to ``count`` how often each code occurs in ``indices``.
 
     Args:
         count: contiguous int64 ``[G, K]``, changed in place.

@@ -49,7 +49,7 @@ class Visits(NamedTuple):
 
     @property
     def cost(self) -> int:
-        """In leaf visits."""
+        """The cost of the visits in units of one leaf visit."""
         return self.leaves + 2 * self.blocks
 
 

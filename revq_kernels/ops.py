@@ -29,7 +29,7 @@ from revq_kernels.validation import (
 
 
 def _check_nothing(*_: Any) -> None:
-    """For the operators that only `CodebookIndex` calls, whose C++ checks all arguments."""
+    """The check of the operators that only `CodebookIndex` calls: their C++ checks all arguments."""
 
 
 class Operator(NamedTuple):

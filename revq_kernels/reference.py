@@ -129,7 +129,7 @@ def gather_codes(codebook: Tensor, indices: Tensor, dtype: torch.dtype) -> Tenso
 
 @torch.no_grad()
 def count_codes_(count: Tensor, indices: Tensor) -> None:
-    """Add to count int64 ``[G, K]`` how often each code stands in indices ``[..., G]``."""
+    """Add to count int64 ``[G, K]`` how often each code occurs in indices ``[..., G]``."""
     by_group = indices.reshape(-1, count.shape[0]).T
     # in a tensor of its own, so that an index out of range leaves count unchanged
     count += torch.zeros_like(count).scatter_add_(1, by_group, torch.ones_like(by_group))

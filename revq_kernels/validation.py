@@ -1,4 +1,4 @@
-"""The checks of arguments: one for each kind.  Each message names the argument, what was expected and what came."""
+"""Checks arguments, one function per kind of argument.  Messages name the argument, what was expected and what came."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_CODES = 2**31 - 1
 METRICS = ("l2", "inner_product", "diagonal")
 COSINES = ("cosine", "cosine_lookup")
-"""Further metrics of `FastChannelVQ`: an l2 search of vectors that it normalizes itself."""
+"""The metrics that only `FastChannelVQ` accepts: it normalizes the vectors and then searches with l2."""
 IMPLEMENTATIONS = ("auto", "native", "triton", "reference")
 
 
@@ -97,7 +97,7 @@ def check_count(count: Tensor, num_groups: int, num_codes: int | None, like: Ten
 
 
 def check_counted(count: Tensor) -> None:
-    """count int64 ``[G, K]`` of a finished count, on any device."""
+    """count int64 ``[G, K]``, an argument that is only read (such as the counts of an epoch), on any device."""
     _check_tensor("count", count)
     if count.dtype != torch.int64:
         raise TypeError(f"count: expected dtype torch.int64, got {count.dtype}")
@@ -128,9 +128,9 @@ def check_indices(indices: Tensor) -> None:
 
 
 def check_index_range(indices: Tensor, num_codes: int) -> None:
-    """Every index is a code: 0 <= index < K.  Reads the data, so it synchronizes a device.
+    """Every index is a code: 0 <= index < K.  Reads the data, so on a GPU the host waits for the device.
 
-    Under a compiler and on the meta device there is no data to read, and nothing is checked.
+    Under torch.compile and on the meta device there is no data to read, and nothing is checked.
     """
     if torch.compiler.is_compiling() or indices.is_meta:
         return

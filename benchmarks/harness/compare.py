@@ -1,10 +1,11 @@
 """Two checkouts of this project against each other: interleaved pairs of every case, each checkout in its own process.
 
-    python -m benchmarks.cpu compare --old CHECKOUT [--old-python PYTHON] [--pairs 9] [--threads 2] [--demo 7]
+    python -m benchmarks.cpu compare --old CHECKOUT [--pairs PAIRS] [--threads N ..] [--demo PAIRS]
 
 Both checkouts must be built.  A pair times one case in the old and in the new checkout, one right after the other; the
-order alternates, and the process whose turn it is not waits for input.  ``ratio`` is old / new, so that more than 1 is
-faster now.
+order alternates.  Only one process works at a time: the other waits for input.  ``ratio`` is the old time divided by
+the new time, so the new checkout is faster if it is above 1.  By default there are 9 pairs per case, each case runs
+with torch's number of threads and with one, and the demo is not run; ``--demo`` sets its number of pairs.
 """
 
 import argparse
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class Worker:
-    """One checkout in a process that is idle but for the case it is asked to time."""
+    """One checkout in a process of its own, which works only while it times a case."""
 
     def __init__(self, python: str, checkout: Path) -> None:
         source = Path(__file__).with_name("compare_worker.py").read_text()
@@ -81,14 +82,14 @@ class Worker:
 
 
 def interval(ratios: list[float]) -> tuple[float, float]:
-    """Order statistics that hold the median of the ratios' distribution with a probability of at least `COVERAGE`.
+    """Two of the sorted ratios, between which the median of their distribution lies with probability >= `COVERAGE`.
 
-    They assume independent pairs and nothing about the distribution.  With fewer than 5 pairs no interval reaches the
-    probability, and all that was seen is returned.
+    This assumes independent pairs and nothing about the distribution.  With fewer than 5 pairs no interval reaches the
+    probability, and the smallest and the largest ratio are returned.
     """
     ordered, pairs = sorted(ratios), len(ratios)
     outside, skipped = 0.0, 0
-    for number in range(pairs // 2):  # `outside`: how probable it is that the median lies below ordered[number]
+    for number in range(pairs // 2):  # `outside`: probability that the median is below ordered[number]
         outside += math.comb(pairs, number) / 2**pairs
         if 1 - 2 * outside < COVERAGE:
             break

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from benchmarks.harness.cases import Case
 
 BUILD_FOLDER = Path(__file__).parents[2] / "runs" / "compiled"
-# Without -ffp-contract=off a compiler may fuse a product into a sum, which changes the last bit of a distance.
+# -ffp-contract=off as for the kernels (setup.py): only the multiply-adds that the source writes out are fused.
 FLAGS = ["-O3", "-march=native", "-ffp-contract=off", "-std=c++17", "-shared", "-fPIC", "-pthread", "-Wall"]
 
 
@@ -22,10 +22,10 @@ class NoCompilerError(RuntimeError):
 
 
 def build(source: Path) -> ctypes.CDLL:
-    """A C++ file as a library: compiled with the system's compiler at first use, kept in ``runs/``.
+    """A C++ file as a library: compiled at first use with ``$CXX`` (``c++`` if CXX is not set), kept in ``runs/``.
 
     Raises:
-        NoCompilerError: without c++ (or the program that CXX names).
+        NoCompilerError: if there is no such program; with CXX set, ``c++`` is not tried.
     """
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
@@ -51,13 +51,14 @@ def _fma_peak() -> ctypes.CDLL:
 
 
 def fma_gflops(threads: int, seconds: float = 0.3) -> float:
-    """Measured peak of this machine: independent multiply-adds in registers, 10^9 operations (two each) per second.
+    """Measured multiply-add peak of ``threads`` threads together, in 10^9 operations per second; NaN if no compiler.
 
-    NaN without a compiler.
+    The multiply-adds are independent and stay in registers; each counts as two operations.  The result is the best of
+    the runs that start within ``seconds``, the first run included.
     """
     steps, best = 1 << 22, 0.0
     try:
-        library = _fma_peak()  # the build does not count as time
+        library = _fma_peak()  # compiled before the clock starts
     except (NoCompilerError, subprocess.CalledProcessError):
         return float("nan")
     end = time.monotonic() + seconds
@@ -69,10 +70,11 @@ def fma_gflops(threads: int, seconds: float = 0.3) -> float:
 
 
 class Card(NamedTuple):
-    """Rates of a GPU; per multiprocessor and clock where not said otherwise.
+    """Rates of a GPU.
 
-    ``tensor_fma`` counts half-precision multiply-adds with float32 accumulators.  The clock is one that the GPU holds
-    under load, not its boost clock.
+    ``tensor_fma``, ``float_fma`` and ``minima`` are rates per multiprocessor and clock cycle; ``tensor_fma``
+    counts half-precision multiply-adds with float32 accumulators.  ``gigahertz`` is a clock frequency that the GPU
+    holds under load, not its boost clock.
     """
 
     processors: int
@@ -101,15 +103,21 @@ class Roofline(NamedTuple):
 
     @property
     def tensor_core_search(self) -> float:
-        """Of a search on the tensor cores: one pass in half precision, three-input minima of two half values."""
+        """Least milliseconds of a search whose scores come from the tensor cores; it does not use ``float_fma``."""
         return max(self.memory, self.tensor, self.minima)
 
 
 def roofline(case: Case, card_name: str) -> Roofline | None:
     """The roofline of a case; None for a GPU whose rates are not listed.
 
-    tensor: d products and two elements for the norm, in the instruction's steps of 16.  minima: one instruction per
-    four pairs.  float_fma: d multiply-adds per pair on the CUDA cores.
+    A pair is a query and a code.  ``tensor`` and ``minima`` belong to a search on the tensor cores, ``float_fma`` to a
+    search on the CUDA cores; ``memory`` limits both.
+
+    * tensor: per pair, d multiply-adds and two for the norm (a high and a low half-precision part), rounded up to a
+      multiple of 16, the step of the instruction.
+    * minima: one instruction takes the minimum of three values in both halves of a register.  It adds two new scores to
+      each running minimum, so it handles four pairs.
+    * float_fma: d float32 multiply-adds per pair.
     """
     card = CARDS.get(card_name)
     if card is None:

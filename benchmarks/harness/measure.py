@@ -58,7 +58,7 @@ def blank(case: Case, provider: Provider, note: str = "") -> Row:
 def _checked(
     case: Case, provider: Provider, x: torch.Tensor, codebook: torch.Tensor, truth: Float64Truth, row: Row, clock: Clock
 ) -> dict[str, Call]:
-    """Call a provider once, check its indices and fill ``row``; return its call, or nothing if it failed."""
+    """Call a provider once, check its indices and fill ``row``; return its call, or an empty dict if it failed."""
     row["note"] = provider.missing
     if provider.max_code_dim is not None and case.d > provider.max_code_dim:
         row["note"] = f"not tried: d > {provider.max_code_dim}"

@@ -1,4 +1,7 @@
-"""docs/benchmarks.md and docs/drop-in.md from the rows: every table between its markers."""
+"""Writes the tables of docs/benchmarks.md and docs/drop-in.md, each between its markers.
+
+The tables come from the rows, the measurements that the benchmarks wrote to benchmarks/results (rows.py).
+"""
 
 import re
 import statistics
@@ -28,9 +31,10 @@ GOALS: dict[str, tuple[float | None, ...]] = {
     "512T, real": (None, None, 8, None),
     "256T, real": (None, None, 8, None),
 }
-"""Per case: brute force over torch.cdist, over faiss, index over the best peer's query, refit and query over faiss.
+"""Per case, how many times faster this library should be, in four comparisons; None if a comparison has no goal.
 
-None: the ratio has no goal.
+1. Brute force, compared with torch.cdist.  2. Brute force, compared with faiss.  3. A query of the index, compared with
+the query of the best peer.  4. A refit of the index and a query together, compared with faiss.
 """
 
 
@@ -101,7 +105,7 @@ def acceptance_table(folder: Path = RESULTS) -> str:
     for path in sorted(folder.glob("acceptance-cpu-*t.csv"), reverse=True):
         rows = read(path.stem, folder)
         cases = list(dict.fromkeys(row["name"] for row in rows))
-        peak = max(float(row["gflops_peak"]) for row in rows)  # other work on the machine only lowers it
+        peak = max(float(row["gflops_peak"]) for row in rows)  # other programs can only lower a measured peak
         lines = [_acceptance_line(case, {r["provider"]: r for r in rows if r["name"] == case}, peak) for case in cases]
         first = rows[0]
         note = f" Peak, the highest of one measurement per case: {peak} GFLOP/s. Peers: {first['peers']}."
@@ -159,7 +163,7 @@ def _times_slower(row: Row | None) -> str:
 
 
 def wrong_table(folder: Path = RESULTS) -> str:
-    """Every provider's shares of wrong codes, in the cases where any provider has some."""
+    """Shares of wrong codes: a line per case in which some provider is wrong, a column for every provider."""
     rows = [row for row in read("search-cpu", folder) if row["farther_share"]]
     wrong = [row for row in rows if any(_shares(row))]
     if not wrong:
@@ -173,7 +177,7 @@ def wrong_table(folder: Path = RESULTS) -> str:
 
 
 def _shares(row: Row) -> tuple[float, float]:
-    """In per cent: farther codes, other duplicates."""
+    """Two shares in percent: indices of a farther code; indices of a duplicate that is not the lowest."""
     return 100 * float(row["farther_share"] or 0), 100 * float(row["other_duplicate_share"] or 0)
 
 
@@ -185,7 +189,7 @@ def _shares_cell(row: Row | None) -> str:
 
 
 def memory_table(folder: Path = RESULTS) -> str:
-    """Peak memory against K, and the limit that the search keeps."""
+    """Peak memory against K, and the limit that this library's search does not exceed."""
     rows = read("memory-cpu", folder)
     codes = list(dict.fromkeys(row["K"] for row in rows))
     of = {(row["provider"], row["K"]): row for row in rows}
@@ -241,7 +245,7 @@ GPU_TABLES = {
     ),
     "rates": (["rate", "value", "unit", "note"], ("quantity", "value", "unit", "note")),
 }
-"""Header and columns by the name of the rows' file."""
+"""The further tables of a GPU: file of rows (``<key>-gpu-<card>.csv``) -> header of the table, columns of the file."""
 
 
 def _gpu_search_table(rows: list[Row]) -> str:
@@ -259,7 +263,7 @@ def _gpu_search_table(rows: list[Row]) -> str:
 
 
 def _gpu_wrong_table(rows: list[Row]) -> str:
-    """Shares of wrong codes, for the providers and cases that have any."""
+    """Shares of wrong codes: a line per case and provider, only those with a wrong code."""
     lines = [
         [row["name"], row["provider"], *(f"{share:.3g} %" for share in _shares(row)), row["queries_checked"]]
         for row in rows
@@ -274,7 +278,7 @@ def _gpu_wrong_table(rows: list[Row]) -> str:
 
 
 def reset_table(folder: Path = RESULTS) -> str:
-    """The demo's quantizer with the reset and without it."""
+    """The demo's quantizer with the reset of unused codes and without it."""
     rows = read("reset-effect", folder)
     lines = [
         [

@@ -48,7 +48,7 @@ def gpu_columns() -> Row:
 
 
 def version(package: str) -> str:
-    """An installed package's version, or nothing."""
+    """An installed package's version; "" if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,8 @@
-"""Searches of other libraries, tuned as their docs advise; each library is imported by its first call."""
+"""Searches of other libraries, tuned as their docs advise; each library is imported by its first call.
+
+Where a library prepares something for a codebook (a tree or a module), ``build_*`` makes it, one call per codebook, and
+the search takes it in place of the codebook.
+"""
 
 from typing import Any
 
@@ -9,11 +13,13 @@ from torch import Tensor
 from benchmarks.providers.provider import Provider
 
 FAISS_BLAS_THRESHOLD = 20
-"""faiss runs its fused kernel when N * d reaches this; with its default, 128,000, the few queries of a group would take
-the slow path that handles one query at a time."""
+"""The value given to faiss, whose default is 128,000.  If N * d of a call is below the threshold, faiss handles one
+query at a time, which is slow; otherwise it runs its fused kernel.  Calls here hold one group and often are below the
+default."""
 
 LARGEST_TREE_DIM = 16
-"""scipy's docs: beyond some 20 dimensions a kd-tree is no faster than brute force."""
+"""The largest d for which the trees of scipy and nanoflann are measured.  scipy's docs say that a kd-tree is no faster
+than brute force in about 20 dimensions or more; 16 is the next power of two below that."""
 
 
 def faiss(x: Tensor, codebook: Tensor) -> Tensor:
@@ -36,7 +42,7 @@ def build_scipy(codebook: Tensor) -> list[Any]:
 
 
 def query_scipy(x: Tensor, trees: list[Any]) -> Tensor:
-    """As many workers as torch has threads."""
+    """Query the trees with as many workers as torch has threads."""
     workers = torch.get_num_threads()
     return _stacked([tree.query(x[:, g].numpy(), workers=workers)[1] for g, tree in enumerate(trees)])
 
@@ -52,7 +58,7 @@ def build_nanoflann(codebook: Tensor) -> list[Any]:
 
 
 def query_nanoflann(x: Tensor, trees: list[Any]) -> Tensor:
-    """As many jobs as torch has threads."""
+    """Query the trees with as many jobs as torch has threads."""
     jobs, queries = torch.get_num_threads(), x.transpose(0, 1).contiguous().numpy()
     return _stacked([tree.kneighbors(queries[g], n_jobs=jobs)[1][:, 0] for g, tree in enumerate(trees)])
 
@@ -68,7 +74,7 @@ def scikit_learn(x: Tensor, codebook: Tensor) -> Tensor:
 
 
 def keops(x: Tensor, codebook: Tensor) -> Tensor:
-    """argmin of a lazy sum of squares, groups as its batch dimension; compiles one program per d."""
+    """argmin of a lazy sum of squares, with the groups as its batch dimension; compiles one program per d."""
     from pykeops.torch import LazyTensor
 
     queries = LazyTensor(x.transpose(0, 1).contiguous()[:, :, None])
@@ -77,7 +83,7 @@ def keops(x: Tensor, codebook: Tensor) -> Tensor:
 
 
 def flash_kmeans(x: Tensor, codebook: Tensor) -> Tensor:
-    """The assignment step of its k-means, groups as batch; the Triton kernel uses TF32 for float32."""
+    """The assignment step of its k-means, groups as its batch dimension; the Triton kernel uses TF32 for float32."""
     from flash_kmeans.assign_euclid_triton import euclid_assign_triton
 
     queries = x.transpose(0, 1).contiguous()

@@ -13,16 +13,18 @@ class Provider:
     """One way to find nearest codes.
 
     Attributes:
-        name: in rows and tables.
+        name: its name in the rows of results and in the tables.
         tuning: how it is configured and why.
-        call: x ``[N, G, d]`` and the codebook ``[G, K, d]``, or the result of ``prepare`` -> indices ``[N, G]``.
+        call: the search.  Takes x ``[N, G, d]`` and, as second argument, the codebook ``[G, K, d]`` or, if there is a
+            ``prepare``, its result; returns indices ``[N, G]``.
         prepare: work done once per codebook, timed separately; None if there is none.
         needs: the module it imports, None if torch is enough.
         runs_on: device types.
         capturable: whether the benchmark tries to capture it as a CUDA graph.
         max_code_dim: the largest d for which it is measured, None for any.
-        ours: whether it belongs to this library; then it is not timed while one of its indices is wrong.
-        describe: names the kernel that did the work, given x and what was prepared.
+        ours: whether it belongs to this library.  If so, its indices are checked before it is timed, and a wrong one
+            ends the benchmark.
+        describe: takes the arguments of ``call`` and names the kernel that runs for them; None to name no kernel.
         slow_start: it compiles for each shape or d, so it is measured last.
     """
 
@@ -40,7 +42,7 @@ class Provider:
 
     @property
     def missing(self) -> str:
-        """Why it cannot run here, or nothing."""
+        """Why its module cannot be imported here; "" if it can.  Says nothing about devices (``runs_on``)."""
         if self.needs is not None and importlib.util.find_spec(self.needs) is None:
             return f"not installed: {self.needs}"
         return ""

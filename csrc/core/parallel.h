@@ -12,7 +12,8 @@
 
 namespace revq {
 
-// Items per thread, at least, where there are so many: with fewer, all threads wait for one slow one.
+// Threads take items in portions.  Each thread should get at least this number of portions, if there are enough items:
+// with fewer, all threads wait for one slow thread.
 constexpr int64_t kItemsPerThread = 4;
 
 // Calls work(next) once on each of torch's threads, or on fewer where there are fewer items; next() gives the number of an

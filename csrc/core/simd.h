@@ -30,7 +30,7 @@ typedef float FloatQuad __attribute__((vector_size(16)));
 typedef int32_t IntQuad __attribute__((vector_size(16)));
 typedef double DoubleQuad __attribute__((vector_size(32)));
 
-// Memory needs no alignment.  int32 lanes may stand in an array of floats.
+// Memory needs no alignment.  An array of floats may hold int32 lanes.
 template <typename V>
 REVQ_INLINE V load(const void* from) {
   V value;
@@ -260,7 +260,8 @@ REVQ_INLINE void order_stores() {
 #endif
 }
 
-// ---- Pairs of int16 in int32 lanes.  One instruction multiplies both and adds the products.
+// ---- Pairs of int16 in int32 lanes.  add_products multiplies both and adds the products to a sum: one instruction
+// with VNNI, two without.
 
 #if REVQ_INT16
 #if REVQ_LANES == 16

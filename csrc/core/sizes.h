@@ -1,4 +1,4 @@
-// The sizes of a problem, and division that rounds up.  No torch here: the kernels and the tests' window use it too.
+// The sizes of a problem, and division that rounds up.  No torch here: the kernels and csrc/dev use it.
 #pragma once
 
 #include <cstdint>

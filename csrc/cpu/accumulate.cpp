@@ -1,5 +1,5 @@
-// Histogram of the indices, and the gradient of the codebook.  A thread owns whole outputs: no two threads write one
-// element, and each sum runs in query order whatever the number of threads.
+// Histogram of the indices, and the gradient of the codebook.  No two threads write one element of an output.  Each sum
+// of the gradient runs in query order, and counts are integers, so no result depends on the number of threads.
 #include "cpu/accumulate.h"
 
 #include <algorithm>
@@ -11,20 +11,22 @@
 namespace revq {
 namespace {
 
-// A piece of counting has a histogram of its own, which has to be cleared and added: so many rows at least, and so many
-// for every element of the histogram, pay for that.
+// Counting may split the rows of a group into pieces.  Each piece fills a private histogram [K], which one thread then
+// adds to the result.  A piece needs enough rows to pay for clearing and adding its histogram: at least
+// kMinRowsPerPiece, and at least kRowsPerElement * K.
 constexpr int64_t kMinRowsPerPiece = int64_t{1} << 16, kRowsPerElement = 4;
-// Rows that are sampled to balance the pieces: enough to see codes that have many rows.
+// Number of rows that balanced_cuts samples: enough to find the codes that have many rows.
 constexpr int64_t kSampledRows = 4096;
-// Rows whose indices are compared before the first of them is added: their numbers stay in the first-level cache.
+// Block size of sum_rows.  It first lists the rows of a block that it must add, then adds them.  The list stays in the
+// first-level cache.
 constexpr int64_t kRowsAhead = 512;
 
-// As many pieces of a group as occupy all threads.
+// The number of pieces per group with which the pieces of all groups together occupy all threads.
 int64_t pieces_wanted(const Problem& problem) {
   return divide_up(static_cast<int64_t>(torch::stable::get_num_threads()), problem.G);
 }
 
-// Adds the rows [first, last) of a group to a histogram.
+// Counts the indices of the rows [first, last) of a group.
 void count_rows(const int64_t* indices, const Problem& problem, int64_t group, int64_t first, int64_t last,
                 int64_t* histogram) {
   for (int64_t n = first; n < last; ++n) ++histogram[indices[n * problem.G + group]];
@@ -48,7 +50,7 @@ std::vector<int64_t> balanced_cuts(const int64_t* indices, const Problem& proble
   return cuts;
 }
 
-// Adds the rows of a group with an index in [first, last), in order.
+// Adds the rows of a group whose index (a code) is in [first, last) to the sums of their codes, in query order.
 void sum_rows(const GroupedRows& grad, const int64_t* indices, const Problem& problem, int64_t group, int64_t first,
               int64_t last, float* row, float* sums) {
   int64_t rows[kRowsAhead];
@@ -56,7 +58,7 @@ void sum_rows(const GroupedRows& grad, const int64_t* indices, const Problem& pr
     int64_t found = 0;
     for (int64_t n = begin; n < std::min(begin + kRowsAhead, problem.N); ++n) {
       const int64_t code = indices[n * problem.G + group];
-      rows[found] = n;  // without a branch, which no processor could predict
+      rows[found] = n;  // always written: a branch on the index would be unpredictable
       found += code >= first && code < last;
     }
     for (int64_t i = 0; i < found; ++i) {
@@ -94,7 +96,7 @@ void add_counts(const int64_t* indices, const Problem& problem, int64_t* count) 
 }
 
 void sum_segments(const GroupedRows& grad, const int64_t* indices, const Problem& problem, float* total) {
-  // Each piece reads all indices of its group: there are only as many pieces as occupy the threads.
+  // Each piece reads all indices of its group, so more pieces than threads would only add reading.
   const int64_t pieces = std::min(problem.K, pieces_wanted(problem));
   std::vector<std::vector<int64_t>> cuts(pieces > 1 ? problem.G : 0);
   for (size_t group = 0; group < cuts.size(); ++group) cuts[group] = balanced_cuts(indices, problem, group, pieces);

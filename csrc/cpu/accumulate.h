@@ -5,7 +5,7 @@
 
 namespace revq {
 
-// Adds to count [G, K] how often each code stands in indices [N, G].
+// Adds to count [G, K] how often each code occurs in indices [N, G].
 void add_counts(const int64_t* indices, const Problem& problem, int64_t* count);
 
 // Sums the rows of grad with the same index, in query order, in float32, into total [G, K, d].

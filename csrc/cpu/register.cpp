@@ -1,5 +1,7 @@
 // Registers the CPU kernels of the operators that revq_kernels/ops.py defines.  Messages for users come from
-// revq_kernels/validation.py; the checks here keep a direct call of an operator from reading outside its tensors.
+// revq_kernels/validation.py.  The checks here (types, shapes, strides, ranges of indices) keep a direct call of an
+// operator from reading outside its tensors.  Devices need no check, because the dispatcher sends only CPU tensors
+// here.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -74,7 +76,7 @@ void count_codes_(Tensor count, const Tensor& indices) {
   STD_TORCH_CHECK(indices.scalar_type() == ScalarType::Long && indices.dim() >= 1, "indices: expected int64 [..., G]");
   const int64_t G = indices.size(indices.dim() - 1);
   check_count(count, G);
-  // A copy: if the indices stood in the memory of count, counting would change those that are still to be read.
+  // Always a copy: a caller may pass indices that share memory with count, and counting would change them.
   const Tensor packed = torch::stable::contiguous(torch::stable::clone(indices));
   const auto* chosen = static_cast<const int64_t*>(packed.const_data_ptr());
   check_range(chosen, indices.numel(), count.size(1));
@@ -108,7 +110,7 @@ void check_tree_codebook(const Tensor& codebook) {
       "codebook: expected G >= 1, 1 <= K < 2^31 - 16 and d >= 1");
 }
 
-// The trees that stand in four tensors, of a codebook [G, K, d].
+// The trees of a codebook [G, K, d], as index_build returned them in four tensors.  Checks their types and shapes.
 Tree tree_of(const Tensor& panels, const Tensor& ids, const Tensor& boxes, const Tensor& finite, int64_t num_codes) {
   STD_TORCH_CHECK(
       panels.dim() == 4 && panels.size(2) >= 1 && panels.size(0) >= 1 && num_codes >= 1 && num_codes <= INT32_MAX - 16,

@@ -1,4 +1,7 @@
-// A pybind11 window for the tests (built with REVQ_DEV=1, never in a wheel): every clone of the kernels, on raw arrays.
+// A pybind11 module for the tests (built with REVQ_DEV=1, never in a wheel): it calls the kernels of every clone on raw
+// arrays.
+// csrc/README.md explains clone, run, tile, panel and cell; a key packs an exact distance and a code
+// (search/kernels.h).
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -25,7 +28,8 @@ revq::Kernels kernels_for(int isa) {
   return found;
 }
 
-// queries [n, d], panels [p, d, LANES] of codes numbered from `first` -> keys [n].
+// Exact distances: queries [n, d], panels [p, d, LANES] of codes -> the smallest key [n] per query.  The first code has
+// the number `first`.
 py::array_t<int64_t> run_tile(int isa, const Floats& queries, const Floats& panels, int64_t first) {
   const revq::Kernels clone = kernels_for(isa);
   const int64_t n = queries.shape(0), d = queries.shape(1);
@@ -51,8 +55,8 @@ bool is_finite(const float* values, int64_t count) {
   return std::all_of(values, values + count, [](float value) { return std::isfinite(value); });
 }
 
-// queries [n, d] on the arrays of one group -> (index [n] of the walk, index [n] of the scan).  The walk takes finite
-// queries and codes alone; others get -1.
+// Queries [n, d] in the tree of one group -> (index [n] of the walk, index [n] of the scan).  The walk skips subtrees
+// by their bounds; the scan compares with all codes.  The walk takes only finite queries and codes; others get -1.
 py::tuple run_index(int isa, const Floats& queries, const Floats& panels, const Ids& ids, const Floats& boxes,
                     int64_t num_codes) {
   const revq::TreeKernels& tree = *kernels_for(isa).tree;
@@ -97,8 +101,9 @@ py::array_t<float> run_bound(int isa, const Floats& queries, const Floats& boxes
   return bounds;
 }
 
-// queries [n, d], codes [K, d], center [d] -> (index [n], candidate cells, queries times runs of codes that took brute
-// force, and that int16 settled).
+// The brute-force search: queries [n, d], codes [K, d], center [d], which the first pass subtracts from both ->
+// (index [n], three counters): candidate cells; pairs (query, run) that took exact distances over all codes of the run;
+// pairs (query, run) whose first pass in int16 was kept.
 py::tuple search(int isa, const Floats& queries, const Floats& codes, const Floats& center, double certificate_scale,
                  int64_t tiles, bool int16) {
   kernels_for(isa);
@@ -125,9 +130,11 @@ py::tuple search(int isa, const Floats& queries, const Floats& codes, const Floa
   return py::make_tuple(index, block.counters().cells, block.counters().brute_force, block.counters().int16);
 }
 
-// queries [n, d], codes [K, d], exact distance [n, K] -> limit(distance) - computed score, [n, K]: what is left of the
-// certificate's slack, negative for a counterexample; inf for codes and queries outside the range of the certificate.
-// If longest > 0, limit and score are those of int16, of vectors scaled to a length of at most `longest`.
+// An attack on the certificate: queries [n, d], codes [K, d], center [d], exact distance [n, K] -> slack [n, K].  The
+// certificate (search/certificate.h) says that the first pass's score of a code is at most limit(its exact distance);
+// the slack is this limit minus the score.  A negative slack is a counterexample; inf stands for codes and queries
+// outside the range of the certificate.  If longest > 0, this is the int16 pass, with vectors scaled to a Euclidean
+// length of at most `longest`.
 Floats margins(int isa, const Floats& queries, const Floats& codes, const Floats& center, const Floats& distance,
                double certificate_scale, double longest) {
   const revq::Kernels clone = kernels_for(isa);
@@ -137,7 +144,7 @@ Floats margins(int isa, const Floats& queries, const Floats& codes, const Floats
   if (in_int16 && (int16 == nullptr || longest > revq::kMaxScaled)) throw std::invalid_argument("no such pass");
   const int64_t n = queries.shape(0), K = codes.shape(0), d = codes.shape(1), cell = revq::kVectorsPerPanel;
   const int64_t tiles = revq::divide_up(K, pass.lanes), padded = n + revq::kQueriesPerPack;
-  std::vector<float> rows(cell * K * d);  // every code fills a cell of its own
+  std::vector<float> rows(cell * K * d);  // each code is repeated through a cell: a cell's minimum is its score
   for (int64_t i = 0; i < cell * K; ++i) std::copy_n(codes.data(i / cell, 0), d, rows.data() + i * d);
   std::vector<float> panels(tiles * pass.lanes * cell * (d + 1)), packed(padded * d), rounded(padded * d);
   std::vector<float> minima(padded * tiles * pass.lanes);

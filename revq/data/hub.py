@@ -1,4 +1,4 @@
-"""Separate because models and VAEs share it: finds a named folder on this machine or on the Hugging Face hub."""
+"""Finds a named folder here or on the Hugging Face hub; a file of its own because models and VAEs both need it."""
 
 import re
 from pathlib import Path
@@ -13,14 +13,14 @@ def find_folder(name: str | Path, what: str) -> Path | None:
         what: the kind of folder, for the message ("a VAE folder").
 
     Raises:
-        InputError: if it is neither.
+        InputError: if ``name`` is neither an existing folder nor a possible hub id.
     """
     path = Path(name).expanduser()
     if path.is_dir():
         return path.resolve()
     if path.exists():
         raise InputError(f"{name}: expected {what}, found a file")
-    if len(path.parts) == 2 and Path(path.parts[0]).is_dir():  # a mistyped path rather than a hub id
+    if len(path.parts) == 2 and Path(path.parts[0]).is_dir():  # owner/ exists here: a mistyped path
         raise InputError(f"{name}: expected {what}, found nothing by that name in {path.parts[0]}/")
     if isinstance(name, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         return None
@@ -37,10 +37,10 @@ def fetch(repository: str, filename: str, revision: str | None = None) -> Path:
     from huggingface_hub.utils import logging
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # hides its messages about retries; the error below reports the outcome
+    logging.set_verbosity_error()  # hide the client's messages about retries: the error below reports the outcome
     try:
         return Path(hf_hub_download(repository, filename, revision=revision))
-    # The client raises its own errors, those of its HTTP library and OSError; the user can do the same about each.
+    # The client raises its own errors, errors of its HTTP library and OSError.  The remedy is the same for all of them.
     except Exception as error:
         raise InputError(
             f"{repository}: no such folder here, and cannot fetch {filename} of that hub id ({one_line(error)})"

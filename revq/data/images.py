@@ -82,7 +82,7 @@ def image_files(places: Sequence[str | Path]) -> list[NamedFile]:
 def center_crop(image: "Image", size: int) -> "Image":
     """Scale the short side to ``size`` (bilinear, antialiased), then crop the central ``size`` x ``size`` square.
 
-    Rounds as torchvision's Resize and CenterCrop do, because the official latents were made with those.
+    Rounds as torchvision's Resize and CenterCrop do, because the paper's released latents were made with those.
     """
     from PIL.Image import Resampling
 

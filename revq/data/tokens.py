@@ -1,4 +1,6 @@
-"""The token file: ceil(log2 K) bits per index; every sample starts on a byte boundary, so that it can be read alone.
+"""The token file: ceil(log2 K) bits per index (1 if K = 1); every sample starts on a byte boundary.
+
+So the tokens of one sample can be unpacked without those of the others.
 
 A token file is a safetensors file with one tensor ``tokens`` uint8 ``[B, ceil(T * bits / 8)]``; its metadata holds a JSON
 text under ``revq`` with the format, T, K, the samples' names and the model's fingerprint.  Index t of a sample occupies
@@ -29,7 +31,7 @@ class TokenFile:
     indices: Tensor
     """int64 ``[B, T]``, each in [0, K)."""
     num_codes: int
-    """K."""
+    """K, the number of codes of the codebook."""
     names: tuple[str, ...]
     """One name per sample."""
     model: str
@@ -98,7 +100,7 @@ def pack(indices: np.ndarray, bits: int) -> np.ndarray:
     out = np.empty((indices.shape[0], -(-indices.shape[1] * bits // 8)), np.uint8)
     for row, sample in enumerate(
         indices.astype(np.uint64)
-    ):  # one sample at a time: unpacked bits take 8 times the memory
+    ):  # one sample at a time: before packbits, every bit takes a whole element
         ones = (sample[:, None] >> np.arange(bits, dtype=np.uint64)) & np.uint64(1)  # [T, bits]
         out[row] = np.packbits(ones.astype(np.uint8).reshape(-1), bitorder="little")
     return out

@@ -56,9 +56,9 @@ class Quality(NamedTuple):
     """Image quality, means over images."""
 
     psnr: float
-    """In dB."""
+    """Peak signal-to-noise ratio in dB."""
     ssim: float
-    """At most 1."""
+    """Structural similarity, at most 1."""
 
 
 @torch.no_grad()

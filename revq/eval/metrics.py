@@ -13,7 +13,7 @@ SIGMA = 1.5
 def psnr(a: Tensor, b: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB over all channels, data range 1.
 
-    The official evaluation measures the red channel only, so its results differ.
+    The evaluation in the paper's released code measures the red channel only, so its results differ.
 
     Args:
         a, b: float ``[B, C, H, W]`` in [0, 1].
@@ -22,7 +22,7 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
         float32 ``[B]``; infinity for equal images.
 
     Raises:
-        InputError: for other shapes or dtypes, or values outside [0, 1].
+        InputError: for other shapes or dtypes, or values that are NaN or outside [0, 1].
     """
     _check(a, b)
     error = (a.double() - b.double()).square().mean(dim=(1, 2, 3))
@@ -32,8 +32,9 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity (Wang et al., 2004), mean over pixels and channels, data range 1.
 
-    A Gaussian window of 11x11 with sigma 1.5 around every pixel, mirrored at the border; K1 = 0.01, K2 = 0.03, population
-    variances: the defaults of torchmetrics (1.9).  Implementations that omit the border differ in the third digit.
+    A Gaussian window of 11x11 with sigma 1.5 around every pixel; K1 = 0.01, K2 = 0.03, population variances.  Images
+    are mirrored at the border without repeating the edge pixel.  These are the defaults of torchmetrics 1.9.
+    Implementations that omit the pixels near the border differ in the third decimal.
 
     Args:
         a, b: float ``[B, C, H, W]`` in [0, 1], H and W at least 11.
@@ -42,7 +43,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
         float32 ``[B]``.
 
     Raises:
-        InputError: for other shapes or dtypes, or values outside [0, 1].
+        InputError: for other shapes or dtypes, or values that are NaN or outside [0, 1].
     """
     _check(a, b)
     if min(a.shape[2:]) < WINDOW:
@@ -59,7 +60,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _blur(images: Tensor) -> Tensor:
-    """The Gaussian mean around every pixel, mirrored at the border: ``[B, C, H, W]`` -> the same shape."""
+    """The Gaussian mean around every pixel; the border is mirrored.  ``[B, C, H, W]`` -> the same shape."""
     offsets = torch.arange(WINDOW, dtype=images.dtype, device=images.device) - WINDOW // 2
     kernel = torch.exp(-(offsets**2) / (2 * SIGMA**2))
     kernel = kernel / kernel.sum()

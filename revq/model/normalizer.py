@@ -11,13 +11,13 @@ from revq.errors import InputError
 class LatentStatistics:
     """Mean and population variance of every element of a latent, over a stream of batches, in float64.
 
-    Batches are combined by the parallel formula of Chan, Golub and LeVeque, which loses no digits when the mean is large
-    compared with the deviation.  `merge` combines the statistics of parts of a data set.
+    Batches are combined by the parallel formula of Chan, Golub and LeVeque, which stays accurate when the mean is large
+    compared with the standard deviation.  `merge` combines the statistics of parts of a data set.
 
     Attributes:
         count: number of samples so far.
         mean: float64 ``[*shape]`` on the CPU (None before the first sample).
-        variance: float64 ``[*shape]``, the mean squared deviation.
+        variance: float64 ``[*shape]`` on the CPU, the mean squared deviation (None before the first sample).
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class LatentStatistics:
 
     @torch.no_grad()
     def update(self, latents: Tensor) -> None:
-        """Add a batch ``[B, *shape]`` of any floating dtype, on any device with float64.
+        """Add a batch ``[B, *shape]`` of any floating dtype, on any device that supports float64.
 
         Raises:
             InputError: if the shape differs from that of earlier batches.
@@ -78,7 +78,7 @@ class LatentStatistics:
 class Normalizer(nn.Module):
     """Normalizes every element of a latent to zero mean and unit variance; the identity until it is fitted.
 
-    The statistics are per element, not per channel, as in the official model.
+    The statistics are per element, not per channel, as in the paper's released model.
 
     Args:
         latent_shape: (C, h, w).
@@ -115,7 +115,7 @@ class Normalizer(nn.Module):
 
     def normalize(self, latents: Tensor) -> Tensor:
         """``[B, C, h, w]`` of any floating dtype in the VAE's units -> float32 in units of standard deviations."""
-        # Subtraction and division are each rounded once, so every device gives the same result and the same tokens.
+        # Subtraction and division are each correctly rounded, so every device gives the same normalized latent.
         return (latents.float() - self.mean) / self.std
 
     def denormalize(self, normalized: Tensor) -> Tensor:

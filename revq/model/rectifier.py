@@ -13,7 +13,7 @@ def build_rectifier(config: RectifierConfig, latent_shape: tuple[int, int, int])
     """Make the rectifier that ``config`` describes.
 
     ``efficientvit`` and ``cnn`` are one stage of DC-AE's decoder (diffusers' `Decoder`) without upsampling, made of
-    EfficientViT or residual convolution blocks; parameters have the names and shapes of the official checkpoints.
+    EfficientViT or residual convolution blocks; parameters have the names and shapes of the released checkpoints.
     ``mlp`` works on the flattened latent.  ``identity`` returns its input and has no parameters.
 
     The ``absolute`` form predicts the latent.  The ``residual`` form adds its input to the output, under the same
@@ -93,7 +93,7 @@ class _Block(nn.Module):
 
 
 def _decoder_stage(config: RectifierConfig, channels: int) -> nn.Module:
-    """`Decoder` with one stage, as the official model configures it (norm_type rms_norm, act_fn silu, one 5x5 scale)."""
+    """`Decoder` with one stage, as the released model sets it (norm_type rms_norm, act_fn silu, one 5x5 scale)."""
     from diffusers.models.autoencoders.autoencoder_dc import Decoder
 
     return Decoder(

@@ -24,11 +24,14 @@ class TrainResult(NamedTuple):
     """What `train` returns."""
 
     model: ReVQ
-    """In eval mode; also saved in ``out/model``."""
+    """The trained model, in eval mode; also saved in ``out/model``."""
     steps: int
     """Optimizer steps of the whole run."""
     last_epoch: CodeUse
-    """Code use counted during the last epoch, while the codes still moved; `revq.eval.code_use` measures the final model."""
+    """Code use counted in the steps of the last epoch, while the optimizer still changed the codes.
+
+    `revq.eval.code_use` measures the final model.
+    """
     validation: LatentErrors | None
     """Errors of the final model; None without a validation store."""
 
@@ -46,9 +49,9 @@ def train(
     """Train a ReVQ model on the latents of ``store`` and write ``out/model``, ``out/metrics.jsonl``, ``out/checkpoint.pt``.
 
     A run may be killed at any moment.  Called again with the same arguments, `train` resumes from the last checkpoint
-    and ends with the same weights, bit for bit, at the same number of threads: every random number comes from a
-    generator seeded by (seed, epoch, purpose), and checkpoints are replaced in one step.  Called again after the end, it
-    returns the same model.
+    and ends with the same weights, bit for bit, on the same CPU with the same number of threads: every random number
+    comes from a generator seeded by (seed, epoch, purpose), and checkpoints are replaced in one step.  Called again
+    after the end, it returns the same model.
 
     Each epoch counts how often each code is chosen; at its end the reset (Eq. 2) moves the codes that were never chosen
     next to used ones.  The last epoch has no reset, because no training follows; ``quantizer.count`` of the returned
@@ -58,14 +61,16 @@ def train(
         config: the run (see `revq.recipes`).
         store: latents to train on.  A store smaller than a batch is one batch; otherwise a last partial batch is dropped.
         out: folder of the run.
-        validation: latents on which the two errors are measured after each epoch; training does not depend on them.
+        validation: latents on which the errors before and after the rectifier (`LatentErrors`) are measured after each
+            epoch; training does not depend on them.
         device: where to train.
         log_every: steps between two records of the log.
         progress: show a bar.
 
     Raises:
-        InputError: if the configuration is invalid; if the store does not fit it, has too few latents for the codebooks
-            or values that are not finite; if ``out`` holds another run; if training diverges.
+        InputError: if the configuration is invalid; if the latents of the store do not have its ``latent_shape``, or
+            some are not finite; if ``init="data"`` and the store has fewer than K vectors per codebook (one latent has
+            T / G of them); if ``out`` holds another run; if training diverges.
     """
     config.validate()
     options, out, device = config.train, Path(out), torch.device(device)
@@ -73,7 +78,7 @@ def train(
     batch_size = min(options.batch_size, len(store))
     steps_per_epoch = len(store) // batch_size
 
-    # The model and its optimizer.  The rectifier has a lower learning rate than the codebook, and weight decay.
+    # The model and its optimizer.  Only the rectifier has weight decay, and its learning rate is lower.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(options.seed, 0, "modules"))
         model = ReVQ(config.model).to(device)
@@ -110,7 +115,7 @@ def train(
                 rows = order[run.cursor * batch_size : (run.cursor + 1) * batch_size]
                 latents = store.rows(rows).to(device)  # [B, C, h, w]
 
-                # Separate losses: one trains the codebook, one the rectifier.  The joint loss (Eq. 4) trains both.
+                # "separate": one loss trains the codebook, one the rectifier.  "joint" (Eq. 4): one trains both.
                 result = model(latents, joint=options.loss == "joint")
                 loss = result.rectifier_loss
                 if options.loss == "separate":
@@ -185,7 +190,7 @@ def train(
     model.eval()
     # The folder names the VAE of the latents, so that `revq.Tokenizer.from_pretrained` can load both.
     save_model(model, out / "model", LatentOrigin(store.plan.vae, store.plan.vae_fingerprint, store.plan.image_size))
-    assert run.last is not None  # a run has at least one epoch
+    assert run.last is not None  # for the type checker: a run has at least one epoch
     return TrainResult(model, run.step, run.last, run.errors)
 
 
@@ -219,7 +224,8 @@ def _initialize(model: ReVQ, config: RunConfig, store: LatentStore, device: torc
         statistics.update(latents)
     model.normalizer.fit_(statistics)
     if config.train.init == "data":
-        # K latents give every codebook K distinct vectors; the limit keeps the sample in memory.
+        # The codes start at K vectors of a sample.  At least K latents, or the whole store, hold K vectors per codebook
+        # (see _check); no more than max(K, 4096) latents are sampled, so that they fit in memory.
         samples = min(len(store), max(config.model.num_codes, 4096))
         order = torch.randperm(len(store), generator=generator(config.train.seed, 0, "init samples"))
         latents = store.rows(order[:samples].sort().values).to(device)

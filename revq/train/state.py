@@ -17,7 +17,7 @@ _KEYS = ("about", "epoch", "cursor", "step", "sums", "last", "errors", "model", 
 
 @dataclass
 class RunState:
-    """Where a run stands.  The model's and the optimizer's own states are saved beside it."""
+    """How far a run has come.  The model's and the optimizer's own states are saved beside it."""
 
     epoch: int = 0
     """Epochs that are complete."""

@@ -302,7 +302,7 @@ class FastChannelVQ(nn.Module):
         return functional.perplexity(self.count)
 
     def train(self, mode: bool = True) -> "FastChannelVQ":
-        """As any module's; training mode drops the tree of `build_index`."""
+        """Set the mode as `nn.Module.train` does; training mode drops the tree of `build_index`."""
         if mode:
             self._index = None
         return super().train(mode)
@@ -396,14 +396,14 @@ class FastChannelVQ(nn.Module):
         return self.codebook
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """As any module's; codes that come without averages restart them, as old averages would overwrite the codes."""
+        """Load as any module does.  Codes without averages restart the averages: old ones would overwrite the codes."""
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._index = None
         if prefix + "codebook" in state_dict and prefix + "update.embed_sum" not in state_dict:
             self._restart_averages(torch.ones_like(self.count, dtype=torch.bool))
 
     def _apply(self, fn: Any, recurse: bool = True) -> "FastChannelVQ":
-        """As any module's (``to``, ``half``, ``cuda``, ...); drops the tree, which holds codes of the old dtype and device."""
+        """Convert as any module does (``to``, ``half``, ...); drops the tree, which has the old dtype and device."""
         self._index = None
         return super()._apply(fn, recurse)
 

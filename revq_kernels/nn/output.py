@@ -21,7 +21,7 @@ class QuantizerDetails(NamedTuple):
     """Everything that a call computed; an output format takes from it what it needs."""
 
     quantized: Tensor
-    """In x's shape and dtype."""
+    """The quantized values, in x's shape and dtype."""
     indices: Tensor
     """int64 ``[B, T]``; -1 where masked."""
     loss: Tensor
@@ -31,7 +31,7 @@ class QuantizerDetails(NamedTuple):
     commitment_loss: Tensor
     """float32 scalar, without a weight."""
     weights: tuple[float, float]
-    """Of the codebook and the commitment loss in ``loss``."""
+    """The weights of the codebook loss and of the commitment loss in ``loss``."""
     x: Tensor
     """The input."""
     indices_by_position: Tensor

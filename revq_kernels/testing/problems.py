@@ -1,7 +1,8 @@
 """Test helpers, public so that any implementation can be tested against the contract: problems and assertions.
 
-`problems` yields inputs that break searches in practice; `assert_same_codes` compares indices with those of the exact
-distance D, computed here by numpy in a form that shares no code with the reference.
+`problems` yields inputs that break searches in practice; `assert_same_codes` compares indices with those of the
+contract (docs/design.md).  The contract's exact distance D is the float32 distance with every operation rounded in a
+fixed order.  This file computes D by numpy and shares no code with the reference.
 """
 
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ class Problem(NamedTuple):
 
 
 def contract_index(x: Tensor, codebook: Tensor, *, metric: str = "l2", weight: Tensor | None = None) -> Tensor:
-    """The contract's index by definition, in numpy: int64 ``[..., G]``."""
+    """The index that the contract requires, computed from its definition in numpy: int64 ``[..., G]``."""
     num_groups, _, code_dim = codebook.shape
     queries = x.detach().float().reshape(-1, num_groups, code_dim).numpy()
     codes = codebook.detach().float().numpy()
@@ -47,7 +48,7 @@ def contract_index(x: Tensor, codebook: Tensor, *, metric: str = "l2", weight: T
 
 
 def assert_same_codes(indices: Tensor, x: Tensor, codebook: Tensor) -> None:
-    """Every index is the contract's, with no tolerance; the message shows the first that is not."""
+    """Assert that every index is the one that the contract requires; the message shows the first wrong index."""
     expected = contract_index(x, codebook)
     assert indices.dtype == torch.int64, f"dtype {indices.dtype}"
     assert indices.shape == expected.shape, f"shape {tuple(indices.shape)}, expected {tuple(expected.shape)}"
@@ -61,10 +62,15 @@ def assert_same_codes(indices: Tensor, x: Tensor, codebook: Tensor) -> None:
 
 
 def problems(seed: int = 0) -> Iterator[Problem]:
-    """The contract suite: shapes aligned, ragged, one and empty; ties, offsets, magnitudes, denormals, NaN and Inf."""
+    """The contract suite.
+
+    Sizes that are multiples of SIMD widths, sizes that are not, sizes of 1 and of 0; ties, offsets, mixed magnitudes,
+    denormals, NaN and Inf; strides and dtypes.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
+        """Standard normal values from the suite's generator."""
         return torch.randn(*shape, generator=generator)
 
     for d in DIMS:
@@ -119,10 +125,10 @@ def problems(seed: int = 0) -> Iterator[Problem]:
 
 
 def segment_sum_truth(grad: Tensor, indices: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
-    """The codebook gradient in float64, and the error that float32 sums may have: both ``[G, K, d]``.
+    """The codebook gradient in float64, and the largest error that a float32 sum may have: both ``[G, K, d]``.
 
-    The budget is that of a recursive sum of n numbers: (n - 1) * 2^-24 * sum |grad|, with a factor 1.1 for its higher
-    orders (Higham, Accuracy and Stability of Numerical Algorithms, section 4.2).
+    This error bound is that of a recursive sum of n terms: (n - 1) * 2^-24 * sum |grad|, with a factor 1.1 for its
+    higher orders (Higham, Accuracy and Stability of Numerical Algorithms, section 4.2).
     """
     num_groups, code_dim = grad.shape[-2:]
     rows = indices.reshape(-1, num_groups)

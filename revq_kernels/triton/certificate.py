@@ -25,7 +25,7 @@ MAX_QUERY_NORM = (RANGE / 4) ** 2
 """Largest |x'|^2 for a first pass: the fallback searches queries above it and queries that are not finite."""
 
 SMALLEST_NORMAL = 2.0**-14
-"""Of float16.  Smaller operands are flushed to 0, because PTX does not specify what an MMA does with subnormals."""
+"""The smallest normal float16.  Smaller operands are flushed to 0: PTX does not say what an MMA does with subnormals."""
 
 MIN_SCALE = 2.0**-100
 """Smallest scale s: a code whose difference from the center overflows is then an outlier in exact arithmetic too."""

@@ -1,4 +1,6 @@
-// Fills a tree: the copy of the codes in the order of the leaves, and its boxes.
+// Fills a tree: copies the codes into the leaves and computes the boxes around them.  A block holds the boxes of up to
+// 16 children (kFanout), on every instruction set: leaves at level 0, blocks of the level below at the others
+// (layout.h).
 #include <algorithm>
 #include <atomic>
 #include <vector>
@@ -12,7 +14,7 @@ namespace {
 float smallest(const float* values, int64_t count) { return *std::min_element(values, values + count); }
 float largest(const float* values, int64_t count) { return *std::max_element(values, values + count); }
 
-// Writes the box around the children of a block, which is a child of the level above.
+// Writes the box around all children of a block.  In the level above, this box is one child of a block.
 void raise_box(const TreeLayout& layout, const TreeGroup& group, int level, int64_t block) {
   const float* boxes = group.boxes + (layout.first_block[level] + block) * layout.block_floats();
   float* above = group.boxes + (layout.first_block[level + 1] + block / kFanout) * layout.block_floats();
@@ -23,7 +25,7 @@ void raise_box(const TreeLayout& layout, const TreeGroup& group, int level, int6
   }
 }
 
-// Calls work(arrays of the group, group, first block, last block) for all blocks of leaves.
+// Shares the blocks of level 0 among the threads: calls work(group's arrays, group's number, first block, last block).
 template <typename Work>
 void share_blocks(const Tree& tree, const Work& work) {
   const int64_t blocks = divide_up(tree.layout.leaves, kFanout);

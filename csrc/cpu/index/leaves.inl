@@ -83,7 +83,7 @@ REVQ_INLINE bool find_rows(const float* codes, const TreeLayout& layout, const T
   return true;
 }
 
-// Fills the leaves of one block.  The corners of its leaves stand in rows of `pitch` floats, which the same transposition
+// Fills the leaves of one block.  The corners of its leaves form rows of `pitch` floats, which the same transposition
 // makes a block of boxes.  D is the code dimension where the compiler knows it, else 0.
 template <int D, bool kPastCaches>
 REVQ_INLINE uint32_t fill_block(const float* codes, const TreeLayout& layout, const TreeGroup& group, int64_t block,

@@ -6,8 +6,8 @@
 // visited unless its bound is strictly greater than the best D so far: an equal one may hold a lower index.
 //
 // Why 32 queries walk together: in one query's walk every step waits for the one before, and every branch depends on
-// data.  So the queries go a level at a time, and what they are to visit stands in lists: no step waits for its neighbor
-// in the list.  The second-level cache is the limit then, so long lists are put in the order of their blocks.
+// data.  So the queries go a level at a time, and what they are to visit is kept in lists: no step waits for its
+// neighbor in the list.  The second-level cache is the limit then, so long lists are put in the order of their blocks.
 namespace revq::REVQ_ISA {
 namespace {
 

@@ -1,5 +1,5 @@
-// The search of a block of queries in runs of codes: first pass, candidates, exact distances.  No torch here: the tests'
-// window links this too.
+// The search of a block of queries in runs of codes: first pass, candidates, exact distances.  No torch here: the
+// module of the tests (csrc/dev) links this too.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,8 @@ namespace revq {
 class BruteForce {
  public:
   BruteForce(int isa, int64_t d) : kernels_(*kernels(isa).search), d_(d), zeros_(d) {}
-  // keys[q] of each query q of `rows`, from queries [][d], becomes the smallest so far; codes are numbered from `first`.
+  // keys[q] of each query q of `rows`, from queries [][d], becomes the smallest so far.  The first code has the
+  // number `first`.
   void search(const float* queries, const std::vector<int64_t>& rows, CodeRows codes, int64_t first, int64_t* keys);
 
  private:
@@ -27,8 +28,8 @@ class BruteForce {
 // How queries were settled, for the tests.
 struct Counters {
   int64_t cells = 0;        // candidate cells
-  int64_t brute_force = 0;  // queries times runs of codes that took exact distances over all codes
-  int64_t int16 = 0;        // queries times runs of codes that int16 settled
+  int64_t brute_force = 0;  // pairs (query, run) that took exact distances over all codes of the run
+  int64_t int16 = 0;        // pairs (query, run) whose first pass in int16 was kept
 };
 
 // One thread's search.  `workspace` holds plan.floats() floats.
@@ -39,7 +40,8 @@ class BlockSearch {
   float* queries() { return queries_; }
   // Starts a block.  keys [count]: the smallest keys so far, or kNoKey.
   void begin(int64_t count, const float* center, int64_t* keys);
-  // Searches a run of at most plan.codes_per_run() codes, numbered from `first`; keys become the smallest so far.
+  // Searches a run of at most plan.codes_per_run() codes, of which the first has the number `first`.  keys become the
+  // smallest so far.
   void search(CodeRows codes, int64_t first);
   const Counters& counters() const { return counters_; }
 

@@ -1,5 +1,5 @@
 // The bound that turns the first pass into a short list of candidates: all of its constants, and nothing else.  The proof
-// stands in docs/kernels.md, "The certificate" and "The first pass in int16".
+// is in docs/kernels.md, "The certificate" and "The first pass in int16".
 #pragma once
 
 #include <algorithm>
@@ -55,7 +55,7 @@ class Certificate {
     return (radius + 2 * shift_ * norm) * (1 + shift_);
   }
 
-  // About the largest score that can matter beside a smallest score; only speed depends on how near it is.
+  // About the largest score that can still win if `smallest` is the least; only speed depends on how near it is.
   float guess(float smallest, double norm) const {
     const auto length = static_cast<float>(norm);
     const float shifted = std::sqrt(std::max(0.0f, length * length + 2.0f * smallest));
@@ -89,7 +89,7 @@ class Int16Certificate {
     return static_cast<float>(std::min(kMostLimit, 0.5 * (distance * distance - square) + 1));
   }
 
-  // About the largest score that can matter beside a smallest score; only speed depends on how near it is.
+  // About the largest score that can still win if `smallest` is the least; only speed depends on how near it is.
   float guess(float smallest, int32_t square) const {
     const double distance = std::sqrt(std::max(0.0, 2.0 * smallest + square));  // |X - C| of the best
     return limit(distance + 0.25 * both_, square);

@@ -22,7 +22,7 @@ REVQ_INLINE Ints lane_numbers(std::integer_sequence<int, kLane...>) {
   return Ints{kLane...};
 }
 
-// The smallest key of a query's lanes.  Codes are numbered from the first of the tile.
+// The smallest key of a query's lanes.  The first code of the tile has number 0.
 REVQ_INLINE int64_t smallest_key(const Ints (&key)[kPartsPerPanel], const Ints (&panel)[kPartsPerPanel]) {
   constexpr auto kEveryLane = std::make_integer_sequence<int, kLanes>();
   Longs keys;

@@ -1,5 +1,5 @@
-// The first pass on vectors rounded to int16: a word holds two elements, and one instruction multiplies both and adds.
-// Products and sums are exact, because all of them fit (certificate.h).
+// The first pass on vectors rounded to int16.  A word (32 bits) holds two elements.  Products and sums are exact,
+// because they fit into int32: block.cpp scales vectors to a length of at most kMaxScaled (certificate.h).
 namespace revq::REVQ_ISA {
 namespace {
 
@@ -14,15 +14,16 @@ struct Int16 {
   static REVQ_INLINE Vector excluded() { return Ints{} + kExcludedWord; }
   static REVQ_INLINE Vector add_product(Vector sum, Vector a, Vector b) { return add_products(sum, a, b); }
   static REVQ_INLINE Vector least(Vector a, Vector b) { return smaller(a, b); }
-  // The conversion rounds, and keeps the order.
+  // int32 to float rounds, but monotonically: a score that is not greater stays not greater.
   static REVQ_INLINE Floats to_floats(Vector value) { return __builtin_convertvector(value, Floats); }
 };
 
 void round_codes(float* panels, int64_t d, int64_t count, float scale) {
   constexpr int64_t kRow = kVectorsPerPanel * kLanes;
   const int64_t rows = (d + 1) / 2;
-  // This works in place: panels shrink, so every row is written over rows that have been read, and the two vectors of a
-  // row share no column.
+  // This works in place.  Rows become fewer (d + 1 -> rows + 1), so each row is written where rows were read before.
+  // The two registers of a row (v = 0 and 1) use different columns of the panel, so neither overwrites the other's
+  // input.
   for (int64_t panel = 0; panel < count; ++panel) {
     for (int64_t v = 0; v < kVectorsPerPanel; ++v) {
       const float* from = panels + panel * (d + 1) * kRow + v * kLanes;

@@ -84,8 +84,8 @@ struct SearchKernels {
   float (*smallest)(const float* minima, int64_t count);
   // Numbers of the cells with a minimum of at most `limit`; stops once there are more than `capacity`.
   int64_t (*at_most)(const float* minima, int64_t count, float limit, int32_t* cells, int64_t capacity);
-  // The smallest key of each candidate, its codes numbered from 0: at most `cell` of them, a power of two.  No distance
-  // may be a NaN.
+  // The smallest key of each candidate, in which its first code has number 0.  A candidate has at most `cell` codes, a
+  // power of two.  No distance may be a NaN.
   void (*nearest_of_each)(const Candidate* candidates, int64_t count, int64_t cell, int64_t d, int64_t* keys);
 };
 

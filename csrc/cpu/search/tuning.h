@@ -23,11 +23,12 @@ constexpr int64_t kQueriesPerSweep = 96;
 constexpr int64_t kMinimaFloats = 3 * (int64_t{1} << 14);
 // The packed codes of a run stay in the second-level cache.
 constexpr int64_t kPanelFloats = int64_t{1} << 18;
-// Codes of a cell: exact distances of a whole cell have to be cheap beside the scores of all codes (few elements), and
-// the minima of all cells cheap beside both (not too few codes).  So a cell has at most these codes and elements, and at
-// most the square root of K / 16 codes.
+// Codes of a cell: exact distances of a whole cell have to be cheap compared with the scores of all codes (few
+// elements), and the minima of all cells cheap compared with both (not too few codes).  So a cell has at most these
+// codes and elements, and at most the square root of K / 16 codes.
 constexpr int64_t kMaxCell = 32, kElementsPerCell = 512, kCodesPerSquare = 16;
-// Floats of a thread's workspace, at most.  The queries of a block stand there up to three times and take at most half.
+// Floats of a thread's workspace, at most.  It holds the queries of a block up to three times, which take
+// at most half of it.
 constexpr int64_t kMaxWorkspace = int64_t{1} << 20;
 constexpr int64_t kShareOfQueries = 6;
 
@@ -44,9 +45,9 @@ constexpr int64_t kPrefetchedElements = 512;
 
 // ---- Duplicate codes (block.cpp)
 
-// Duplicates are looked for once so many queries of a sweep are unsettled (a quarter): otherwise they cost little.
+// Duplicates are looked for once a quarter of the queries of a sweep are unsettled: otherwise they cost little.
 constexpr int64_t kManyUnsettled = kQueriesPerSweep / 4;
-// And they stay excluded where at least one code of so many is a duplicate: otherwise they are not the reason.
+// And they stay excluded if at least one code in kCodesPerDuplicate is a duplicate: otherwise they are not the reason.
 constexpr int64_t kCodesPerDuplicate = 4;
 // Places of the hash table that are tried per code: bounds the time where many hashes collide.
 constexpr int kProbes = 8;
@@ -59,8 +60,8 @@ constexpr int64_t kMinInt16Dim = 2, kMinInt16Queries = 24;
 constexpr double kMinLength = 0x1p-60;
 // Room in a scale for the slightly longer codes of a later run: it keeps the scale, and the rounded queries stay valid.
 constexpr double kScaleRoom = 0.97;
-// int16 saves the time of one exact distance per so many scores.  A sweep is inefficient when it computed more exact
-// distances than the usual number of candidate cells holds and this saving pays for:
+// int16 saves the time of one exact distance per kScoresPerDistance scores.  A sweep is inefficient when it computed
+// more exact distances than the usual number of candidate cells holds and this saving pays for:
 //   distances > queries * (kUsualCells * cell + codes / kScoresPerDistance).
 // Brute force over a run computes its distances in order, which makes each of them cheaper by the last factor.
 constexpr int64_t kUsualCells = 3, kScoresPerDistance = 64, kBruteForcePerDistance = 8;
@@ -69,8 +70,9 @@ constexpr int64_t kUsualCells = 3, kScoresPerDistance = 64, kBruteForcePerDistan
 
 // Elements of the codes of an item, at least: fewer are not worth packing the queries for.
 constexpr int64_t kMinElementsPerItem = int64_t{1} << 15;
-// A thread takes up to so many neighboring groups of the same queries at a time: their indices, and most often their
-// rows, share cache lines.  Only where a query is compared with at most so many elements: false sharing dominates there.
+// A thread takes up to kGroupsTogether neighboring groups of the same queries at a time: their indices, and most often
+// their rows, share cache lines.  It does so only if a query is compared with at most kMaxElementsTogether elements:
+// there false sharing dominates.
 constexpr int64_t kGroupsTogether = 16, kMaxElementsTogether = int64_t{1} << 14;
 // Floats of all threads' workspaces, beyond the size of the packed codebook.
 constexpr int64_t kSharedWorkspace = 3 * (int64_t{1} << 19);

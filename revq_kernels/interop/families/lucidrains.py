@@ -64,7 +64,7 @@ class _Codebook:
         accum_ema_update: bool = False,
         ema_update: bool | None = None,
     ) -> None:
-        """As the original, without one-hots."""
+        """Do what the original method does, without one-hot matrices."""
         rows, mask = _as_rows(x.float(), mask)
         indices = embed_ind.reshape(rows.shape[:-1])
         update = {
