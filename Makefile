@@ -59,7 +59,7 @@ UBSAN_TESTS := $(addprefix tests/kernels/test_,first_pass.py index.py index_boun
 
 check-ubsan: $(READY)
 	rm -rf $(UBSAN)/lib $(UBSAN)/report.*; mkdir -p $(UBSAN)
-	CFLAGS="-fsanitize=undefined -fno-sanitize=vptr" REVQ_DEV=1 \
+	CFLAGS="-fsanitize=undefined -fno-sanitize=vptr" LDFLAGS="-fsanitize=undefined" REVQ_DEV=1 \
 	  $(PY) setup.py -q build --build-temp $(UBSAN)/temp --build-lib $(UBSAN)/lib >$(UBSAN).log 2>&1 \
 	  || { tail -30 $(UBSAN).log; exit 1; }
 	@python=$$($(PY) -c 'import sys; print(sys.executable)') && cd $(UBSAN)/lib \

@@ -11,10 +11,10 @@ namespace revq {
 // Children that some of the walking queries have yet to visit.
 struct PendingList {
   int64_t size = 0;
-  uint32_t entry[kMaxPending + 16];  // walker << kChildBits | child; 16 more, because registers are written whole
+  uint32_t entry[kMaxPending + 16];  // query << kChildBits | child; 16 more, because registers are written whole
   float bound[kMaxPending + 16];
 };
-constexpr int kChildBits = 27;  // 2^27 leaves hold 2^31 codes, and the number of a walker takes the other 5 bits
+constexpr int kChildBits = 27;  // 2^27 leaves hold 2^31 codes, and the number of a query takes the other 5 bits
 static_assert(kWalkers <= 1 << (32 - kChildBits) && kLeafCodes << kChildBits >= int64_t{1} << 31);
 
 // The workspace of one walk of up to kWalkers queries.

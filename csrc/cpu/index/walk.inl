@@ -16,8 +16,8 @@ static_assert(kLeafCodes == 16 && kFanout == 16, "a leaf and a block are 16 lane
 constexpr uint32_t kChild = (1u << kChildBits) - 1;
 
 // Appends the children of a mask, with their bounds: child `first` + lane.
-REVQ_INLINE void append(PendingList& to, uint32_t mask, int64_t walker, int64_t first, const Lanes16& bounds) {
-  const uint32_t entry = static_cast<uint32_t>(walker) << kChildBits | static_cast<uint32_t>(first);
+REVQ_INLINE void append(PendingList& to, uint32_t mask, int64_t q, int64_t first, const Lanes16& bounds) {
+  const uint32_t entry = static_cast<uint32_t>(q) << kChildBits | static_cast<uint32_t>(first);
 #if REVQ_LANES == 16
   const int64_t size = to.size;
   compress_store(to.entry + size, mask, Bits{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + entry);
@@ -39,7 +39,7 @@ REVQ_INLINE void append(PendingList& to, uint32_t mask, int64_t walker, int64_t 
 REVQ_INLINE void move_near(PendingList& from, const float* best, float share, PendingList& to) {
   int64_t kept = 0, moved = 0;
 #if REVQ_LANES == 16
-  static_assert(kWalkers == 32, "two registers hold the best of all walkers");
+  static_assert(kWalkers == 32, "two registers hold the best of all queries");
   const Floats first = load<Floats>(best), second = load<Floats>(best + 16), scale = broadcast(share);
   for (int64_t i = 0; i < from.size; i += 16) {
     const Bits entry = load<Bits>(from.entry + i);
@@ -76,7 +76,7 @@ struct Walk {
   WalkSpace& space;
 
   REVQ_INLINE int64_t dim() const { return D > 0 ? D : layout.d; }
-  REVQ_INLINE const float* query(int64_t walker) const { return queries + walker * dim(); }
+  REVQ_INLINE const float* query(int64_t q) const { return queries + q * dim(); }
 
   // Adds a term of a distance.  0 + square is exact: a loop of unknown length needs no special case for the first term.
   REVQ_INLINE static Floats add_term(Floats sum, Floats square, int64_t j) {
@@ -116,30 +116,30 @@ struct Walk {
   }
   REVQ_INLINE int64_t children(int level, int64_t block) const { return layout.children[level] - block * 16; }
 
-  bool is_far() const { return layout.leaves * layout.panel_floats() > kSecondLevelFloats; }
+  bool exceeds_cache() const { return layout.leaves * layout.panel_floats() > kSecondLevelFloats; }
   REVQ_INLINE static void fetch(const float* from, int64_t registers) {
     for (int64_t j = 0; j < registers; ++j) __builtin_prefetch(from + j * 16);
   }
 
-  REVQ_INLINE void visit_leaf(int64_t walker, int64_t leaf) {
-    const Lanes16 lanes = distance(query(walker), group.panels + leaf * dim() * 16);
-    const uint32_t mask = lanes_at_most(lanes, space.best[walker]);
+  REVQ_INLINE void visit_leaf(int64_t q, int64_t leaf) {
+    const Lanes16 lanes = distance(query(q), group.panels + leaf * dim() * 16);
+    const uint32_t mask = lanes_at_most(lanes, space.best[q]);
     if (__builtin_expect(mask == 0, 1)) return;
     const int lane = smallest_lane(lanes, 16);  // the first of equals has the lowest index: the ids of a leaf ascend
     const float value = lanes[lane];
     const int32_t id = group.ids[leaf * 16 + lane];
-    const bool nearer = value < space.best[walker] || id < space.index[walker];
-    space.best[walker] = value;  // not greater than the best, because the mask is not empty
-    space.index[walker] = nearer ? id : space.index[walker];
+    const bool nearer = value < space.best[q] || id < space.index[q];
+    space.best[q] = value;  // not greater than the best, because the mask is not empty
+    space.index[q] = nearer ? id : space.index[q];
   }
 
   // Visits the pending leaves with a bound of at most `share` of their query's best.
   void visit_leaves(float share) {
     PendingList& near = space.near;
     move_near(space.leaves, space.best, share, near);
-    const bool far = is_far();
+    const bool prefetch = exceeds_cache();
     for (int64_t i = 0; i < near.size; ++i) {
-      if (far && i + kEntriesAhead < near.size)
+      if (prefetch && i + kEntriesAhead < near.size)
         fetch(group.panels + (near.entry[i + kEntriesAhead] & kChild) * dim() * 16, dim());
       visit_leaf(near.entry[i] >> kChildBits, near.entry[i] & kChild);
     }
@@ -177,16 +177,16 @@ struct Walk {
     uint32_t grouped[kMaxPending];
     const uint32_t* entries = list.entry;
     if (list.size >= kMinGrouped) group_by_block(list, grouped), entries = grouped;
-    const bool far = is_far();
+    const bool prefetch = exceeds_cache();
     const Walk here = *this;  // a copy, which the compiler knows that stores to the lists do not change
     const float* first_box = boxes(level, 0);
     const int64_t count = layout.children[level], size = list.size, box_floats = 2 * dim() * 16;
     for (int64_t i = 0; i < size; ++i) {
-      if (far && i + kEntriesAhead < size)
+      if (prefetch && i + kEntriesAhead < size)
         fetch(first_box + (entries[i + kEntriesAhead] & kChild) * box_floats, box_floats / 16);
-      const int64_t walker = entries[i] >> kChildBits, block = entries[i] & kChild;
-      const Lanes16 bounds = here.bound(here.query(walker), first_box + block * box_floats);
-      append(below, lanes_at_most(bounds, best[walker]) & first_lanes(count - block * 16), walker, block * 16, bounds);
+      const int64_t q = entries[i] >> kChildBits, block = entries[i] & kChild;
+      const Lanes16 bounds = here.bound(here.query(q), first_box + block * box_floats);
+      append(below, lanes_at_most(bounds, best[q]) & first_lanes(count - block * 16), q, block * 16, bounds);
       if (__builtin_expect(below.size > kMaxPending - 16, 0)) level == 0 ? flush_leaves() : flush_blocks(level - 1);
     }
     list.size = 0;
@@ -195,25 +195,25 @@ struct Walk {
   // Takes each query down to the block of leaves that looks nearest, and visits it: that gives a good best to start with.
   void seed(int64_t count) {
     const int top = layout.levels - 1;
-    for (int64_t walker = 0; walker < count; ++walker) space.seed[walker] = 0;
+    for (int64_t q = 0; q < count; ++q) space.seed[q] = 0;
     for (int level = top; level > 0; --level) {
-      for (int64_t walker = 0; walker < count; ++walker) {
-        const int32_t block = space.seed[walker];
-        const Lanes16 bounds = bound(query(walker), boxes(level, block));
-        store16(space.passed[level][walker], bounds);
-        space.seed[walker] = block * 16 + smallest_lane(bounds, children(level, block));
+      for (int64_t q = 0; q < count; ++q) {
+        const int32_t block = space.seed[q];
+        const Lanes16 bounds = bound(query(q), boxes(level, block));
+        store16(space.passed[level][q], bounds);
+        space.seed[q] = block * 16 + smallest_lane(bounds, children(level, block));
       }
     }
-    for (int64_t walker = 0; walker < count; ++walker) {
-      const int32_t block = space.seed[walker];
-      const Lanes16 bounds = bound(query(walker), boxes(0, block));
+    for (int64_t q = 0; q < count; ++q) {
+      const int32_t block = space.seed[q];
+      const Lanes16 bounds = bound(query(q), boxes(0, block));
       const int64_t leaves = children(0, block);
       const int nearest = smallest_lane(bounds, leaves);
-      space.best[walker] = __builtin_inff();
-      space.index[walker] = INT32_MAX;
-      visit_leaf(walker, block * 16 + nearest);
-      const uint32_t mask = lanes_at_most(bounds, space.best[walker]) & first_lanes(leaves) & ~(1u << nearest);
-      append(space.leaves, mask, walker, block * 16, bounds);
+      space.best[q] = __builtin_inff();
+      space.index[q] = INT32_MAX;
+      visit_leaf(q, block * 16 + nearest);
+      const uint32_t mask = lanes_at_most(bounds, space.best[q]) & first_lanes(leaves) & ~(1u << nearest);
+      append(space.leaves, mask, q, block * 16, bounds);
       if (space.leaves.size > kMaxPending - 16) flush_leaves();
     }
     flush_leaves();
@@ -224,11 +224,11 @@ struct Walk {
   // Appends what `seed` left aside at a level, with the bounds that it computed there.
   void siblings(int level, int64_t count) {
     PendingList& below = space.blocks[level - 1];
-    for (int64_t walker = 0; walker < count; ++walker) {
-      const int64_t child = space.seed[walker] >> 4 * (level - 1), block = child / 16;
-      const Lanes16 bounds = load16(space.passed[level][walker]);
-      const uint32_t mask = lanes_at_most(bounds, space.best[walker]) & first_lanes(children(level, block));
-      append(below, mask & ~(1u << child % 16), walker, block * 16, bounds);
+    for (int64_t q = 0; q < count; ++q) {
+      const int64_t child = space.seed[q] >> 4 * (level - 1), block = child / 16;
+      const Lanes16 bounds = load16(space.passed[level][q]);
+      const uint32_t mask = lanes_at_most(bounds, space.best[q]) & first_lanes(children(level, block));
+      append(below, mask & ~(1u << child % 16), q, block * 16, bounds);
       if (below.size > kMaxPending - 16) flush_blocks(level - 1);
     }
   }
