@@ -52,7 +52,7 @@ bool is_finite(const float* values, int64_t count) {
 }
 
 // queries [n, d] on the arrays of one group -> (index [n] of the walk, index [n] of the scan).  The walk takes finite
-// queries and codes alone; others get -1.
+// queries and codes alone; for others, both are the index of the scan, as in the operator.
 py::tuple run_index(int isa, const Floats& queries, const Floats& panels, const Ids& ids, const Floats& boxes,
                     int64_t num_codes) {
   const revq::TreeKernels& tree = *kernels_for(isa).tree;
@@ -62,7 +62,6 @@ py::tuple run_index(int isa, const Floats& queries, const Floats& panels, const 
   const revq::KeepDenormals guard;
   py::array_t<int32_t> walked(n), scanned(n);
   const auto space = std::make_unique<revq::WalkSpace>();
-  std::fill_n(walked.mutable_data(), n, -1);
   std::vector<py::ssize_t> rows;
   std::vector<float> finite;
   const auto walk = [&] {
@@ -74,7 +73,7 @@ py::tuple run_index(int isa, const Floats& queries, const Floats& panels, const 
   const bool may_walk = is_finite(panels.data(), panels.size());
   for (py::ssize_t i = 0; i < n; ++i) {
     const float* query = queries.data(i, 0);
-    *scanned.mutable_data(i) = tree.scan(layout, group, query);
+    *walked.mutable_data(i) = *scanned.mutable_data(i) = tree.scan(layout, group, query);
     if (!may_walk || !is_finite(query, layout.d)) continue;
     rows.push_back(i);
     finite.insert(finite.end(), query, query + layout.d);
