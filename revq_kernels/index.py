@@ -10,7 +10,7 @@ from revq_kernels import native
 from revq_kernels.validation import check_codebook, check_index_query
 
 LEAF_CODES = 16
-"""Codes per leaf: one SIMD panel (csrc/cpu/index_layout.h)."""
+"""Codes per leaf: one SIMD panel (csrc/cpu/index/layout.h)."""
 BUILD_VISITS = 16
 """Cost of a build per leaf and level of splits, in leaf visits: each level sorts all codes once."""
 

@@ -26,7 +26,6 @@ LAZY_LIBRARIES = {
     "torch": "takes a second to import, which --help and errors of the command line do not need",
     "tqdm": "optional, for progress bars only",
     "tyro": "optional, for the command line only",
-    "vector_quantize_pytorch": "another library, present where its quantizers are patched",
 }
 LAZY_MODULES = {
     "revq/cli.py": "each verb loads only what it uses, so that --help and errors come at once",

@@ -56,7 +56,8 @@ bool is_finite(const float* values, int64_t count) {
 }
 
 // Queries [n, d] in the tree of one group -> (index [n] of the walk, index [n] of the scan).  The walk skips subtrees
-// by their bounds; the scan compares with all codes.  The walk takes only finite queries and codes; others get -1.
+// by their bounds; the scan compares with all codes.  The walk takes only finite queries and codes; for others both
+// are the index of the scan, as in the operator.
 py::tuple run_index(int isa, const Floats& queries, const Floats& panels, const Ids& ids, const Floats& boxes,
                     int64_t num_codes) {
   const revq::TreeKernels& tree = *kernels_for(isa).tree;
@@ -66,7 +67,6 @@ py::tuple run_index(int isa, const Floats& queries, const Floats& panels, const 
   const revq::KeepDenormals guard;
   py::array_t<int32_t> walked(n), scanned(n);
   const auto space = std::make_unique<revq::WalkSpace>();
-  std::fill_n(walked.mutable_data(), n, -1);
   std::vector<py::ssize_t> rows;
   std::vector<float> finite;
   const auto walk = [&] {
@@ -78,7 +78,7 @@ py::tuple run_index(int isa, const Floats& queries, const Floats& panels, const 
   const bool may_walk = is_finite(panels.data(), panels.size());
   for (py::ssize_t i = 0; i < n; ++i) {
     const float* query = queries.data(i, 0);
-    *scanned.mutable_data(i) = tree.scan(layout, group, query);
+    *walked.mutable_data(i) = *scanned.mutable_data(i) = tree.scan(layout, group, query);
     if (!may_walk || !is_finite(query, layout.d)) continue;
     rows.push_back(i);
     finite.insert(finite.end(), query, query + layout.d);
