@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import revq
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -33,9 +35,9 @@ def wheel(tmp_path_factory) -> Path:
 
 def test_contents(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert wheel.name.startswith("revq-0.1.0-py3-none-")
+    assert wheel.name.startswith(f"revq-{revq.__version__}-py3-none-")
     tops = {name.split("/")[0] for name in names}
-    assert tops == {"revq", "revq_kernels", "revq-0.1.0.dist-info"}
+    assert tops == {"revq", "revq_kernels", f"revq-{revq.__version__}.dist-info"}
     assert [name for name in names if name.endswith(".so")] == ["revq_kernels/_C.so"]
     for needed in (
         "revq/assets/vae/config.json",
@@ -82,7 +84,7 @@ def test_runs_native_without_a_compiler_and_outside_the_checkout(wheel, tmp_path
 def test_the_package_imports_outside_the_checkout(tmp_path):
     program = "import revq, revq.config; print(revq.__version__)"
     result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
-    assert result.stdout.strip() == "0.1.0", result.stderr
+    assert result.stdout.strip() == revq.__version__, result.stderr
 
 
 def test_setup_without_torch_stops_with_the_command_to_use():
