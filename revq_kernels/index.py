@@ -22,8 +22,8 @@ LEAST_CODES, LARGEST_DIM = 8192, 8
 def tree_pays(num_codes: int, code_dim: int, num_queries: int) -> bool:
     """A rule of thumb: whether building a `CodebookIndex` saves time for this many queries per group.
 
-    A build costs about as much as a brute-force search of K/8 to K/2 queries per group, depending on d and the machine
-    (docs/benchmarks.md), and in few dimensions most codes of a large codebook are then never compared.
+    A tree has saved the time of its build after some thousand queries per group, at most K/2 in the rows of
+    docs/benchmarks.md (build, brute force and index), if d is small: then most codes of a large codebook are not compared.
 
     Args:
         num_codes: K.

@@ -14,6 +14,7 @@ from benchmarks.harness.memory import search_peak_mb
 from benchmarks.harness.plots import cpu_plots
 from benchmarks.harness.report import GOALS, acceptance_table, ratio_cell, search_table, wrong_table
 from benchmarks.harness.rows import RESULTS, write
+from benchmarks.harness.rows import read as read_rows
 from benchmarks.providers import serving
 from revq_kernels import native
 from revq_kernels.testing.problems import contract_index
@@ -122,11 +123,15 @@ def test_windows_of_a_frame_are_tokens_of_crops():
     assert found[25, 0, 0] == 3 * 144
 
 
-def test_two_checkouts_are_compared_in_pairs(capsys):
-    here = ["--old", str(ROOT), "--old-python", sys.executable, "--new", str(ROOT)]
+def test_two_checkouts_are_compared_in_pairs(capsys, tmp_path):
+    here = ["--old", str(ROOT), "--old-python", sys.executable, "--new", str(ROOT), "--out", str(tmp_path)]
     cpu.main(["compare", *here, "--small", "--pairs", "3", "--threads", "1", "--cases", "small"])
     lines = capsys.readouterr().out.splitlines()[2:]
     assert len(lines) == 3 and all(line.startswith("512T, small: ") and " ms " in line for line in lines)
+    rows = read_rows("compare-cpu", tmp_path)
+    assert [row["what"] for row in rows] == ["search", "index", "index build"]
+    assert all(row["pairs"] == "3" and row["commit"] == row["old_commit"] for row in rows)
+    assert all(float(row["low"]) <= float(row["ratio"]) <= float(row["high"]) for row in rows)
 
 
 def test_compare_refuses_a_folder_without_the_package(tmp_path):

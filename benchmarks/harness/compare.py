@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness.cases import ACCEPTANCE, SMALL, Case
+from benchmarks.harness.rows import Rows, commit_of, provenance
 
 ROOT = Path(__file__).parents[2]
 LARGEST_INDEX_DIM = 8
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cases", nargs="*", metavar="TEXT", help="those whose name contains one of them")
     parser.add_argument("--demo", type=int, default=0, metavar="PAIRS", help="also pairs of whole runs of the demo")
     parser.add_argument("--small", action="store_true", help="small cases: a dry run")
+    parser.add_argument("--out", type=Path, help="a folder for compare-cpu.csv; without it, nothing is written")
 
 
 class Worker:
@@ -57,6 +59,7 @@ class Worker:
         package = Path(self._answer())
         if package.parent != self.checkout:
             raise SystemExit(f"compare: expected revq_kernels of {self.checkout}, got {package}")
+        self.commit = commit_of(self.checkout)
 
     def seconds(self, case: dict[str, Any]) -> float:
         """Seconds per call of a case."""
@@ -98,10 +101,25 @@ def interval(ratios: list[float]) -> tuple[float, float]:
 
 
 def compare(options: argparse.Namespace) -> None:
-    """Print a line per case and number of threads."""
+    """Print a line per case and number of threads, and write it as a row if a folder is given."""
     beside = (options.old / ".venv" / "bin" / "python").absolute()
     old_python = options.old_python or (str(beside) if beside.exists() else sys.executable)
     old, new = Worker(old_python, options.old), Worker(options.new_python, options.new)
+    command = "python -m benchmarks.cpu compare --old CHECKOUT"
+    origin = {**provenance(f"{command} --pairs {options.pairs} --demo {options.demo}"), "old_commit": old.commit}
+    rows = Rows("compare-cpu", options.out, origin | {"commit": new.commit}) if options.out else None
+
+    def report(case: str, what: str, threads: int, pairs: list[tuple[float, float]]) -> None:
+        row = summary(pairs)
+        old_ms, new_ms, ratio, low, high = row.values()
+        label = f"{case}: {what}, {threads} threads"
+        print(
+            f"{label:44} {old_ms:>9.3f} ms {new_ms:>9.3f} ms {ratio:>6.3f}x   {low:.3f} - {high:.3f}",
+            flush=True,
+        )
+        if rows:
+            rows.add([{"case": case, "what": what, "threads": threads, "pairs": len(pairs), **row}])
+
     print(f"old {old.checkout}, new {new.checkout}; ratio = old / new, {options.pairs} pairs")
     print(f"{'case':44} {'old':>10} {'new':>10} {'ratio':>7}   {COVERAGE:.0%} interval")
     with tempfile.TemporaryDirectory() as folder:
@@ -112,10 +130,10 @@ def compare(options: argparse.Namespace) -> None:
                 for threads in options.threads:
                     asked = {"what": what, "threads": threads, "tensors": str(path)}
                     pairs = _pairs(options.pairs, lambda worker, asked=asked: worker.seconds(asked), old, new)
-                    _print(f"{case.name}: {what}, {threads} threads", pairs, "ms", 1e3)
+                    report(case.name, what, threads, pairs)
             path.unlink()
     if options.demo:
-        _print("demo, whole run", _pairs(options.demo, Worker.demo, old, new), "s", 1.0)
+        report("demo", "whole run", torch.get_num_threads(), _pairs(options.demo, Worker.demo, old, new))
 
 
 def _cases(options: argparse.Namespace) -> list[tuple[Case, list[str]]]:
@@ -136,11 +154,10 @@ def _pairs(count: int, call: Any, old: Worker, new: Worker) -> list[tuple[float,
     return pairs
 
 
-def _print(label: str, pairs: list[tuple[float, float]], unit: str, scale: float) -> None:
-    before, now = (scale * statistics.median(side) for side in zip(*pairs, strict=True))
+def summary(pairs: list[tuple[float, float]]) -> dict[str, float]:
+    """Median milliseconds of both, the median ratio old / new, and the ends of its interval."""
+    before, now = (1e3 * statistics.median(side) for side in zip(*pairs, strict=True))
     ratios = [a / b for a, b in pairs]
     low, high = interval(ratios)
-    ratio = statistics.median(ratios)
-    print(
-        f"{label:44} {before:>7.3f} {unit:2} {now:>7.3f} {unit:2} {ratio:>6.3f}x   {low:.3f} - {high:.3f}", flush=True
-    )
+    values = {"old_ms": before, "new_ms": now, "ratio": statistics.median(ratios), "low": low, "high": high}
+    return {name: round(value, 4) for name, value in values.items()}

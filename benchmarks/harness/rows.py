@@ -15,18 +15,24 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 
 def provenance(command: str) -> Row:
-    """The columns that say where a result comes from; a commit with local changes ends with "+"."""
-    commit = _output("git", "rev-parse", "--short", "HEAD")
-    dirty = _output("git", "status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results", ":!docs")
+    """The columns that say where a result comes from; see `commit_of`."""
     return {
         "date": datetime.date.today().isoformat(),
-        "commit": (commit or "unknown") + ("+" if dirty else ""),
+        "commit": commit_of(Path.cwd()),
         "machine": f"{_cpu_name()}, {platform.system()} {platform.machine()}",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "command": command,
     }
+
+
+def commit_of(checkout: Path) -> str:
+    """The commit of a checkout; "+" after it means local changes, "unknown" that it is not under git."""
+    git = ("git", "-C", str(checkout))
+    commit = _output(*git, "rev-parse", "--short", "HEAD")
+    dirty = _output(*git, "status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results", ":!docs")
+    return (commit or "unknown") + ("+" if dirty else "")
 
 
 def gpu_columns() -> Row:
