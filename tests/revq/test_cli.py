@@ -18,6 +18,7 @@ from tiny_vae import IMAGE_SIZE, LATENT_SHAPE, save_photos, save_tiny_vae
 import revq
 from revq.cli import main
 from revq.data.images import center_crop, load_image, to_pil
+from revq.data.latent_writer import save_latents
 from revq.data.tokens import load_tokens, save_tokens
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,10 +68,8 @@ def test_latents_to_tokens(made, tmp_path, capsys):
     assert revq_main("tokenize", *model, "--images", made / "latents", "--out", tmp_path / "crops") == 0
     crops = load_tokens(tmp_path / "crops")
     assert crops.indices.shape == (36, 16) and crops.names[5] == "photo-02.png.1"
-    index = json.loads((made / "held_out" / "index.json").read_text()) | {"vae_fingerprint": "0" * 64}
-    other = shutil.copytree(made / "held_out", tmp_path / "other")
-    (other / "index.json").write_text(json.dumps(index))
-    assert revq_main("tokenize", *model, "--images", other, "--out", tmp_path / "none") == 2
+    other = save_latents(tmp_path / "other", store.rows(range(9)), vae_fingerprint="0" * 64)
+    assert revq_main("tokenize", *model, "--images", other.folder, "--out", tmp_path / "none") == 2
     assert "its latents are of another VAE" in capsys.readouterr().err
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pipeline_case import SHAPE, random_store, tiny_run
 
 from revq.config import RectifierConfig
-from revq.data.latents import save_latents
+from revq.data.latent_writer import save_latents
 from revq.errors import InputError
 from revq.eval.evaluate import latent_errors
 from revq.model.revq import ReVQ
