@@ -211,7 +211,7 @@ class Reconstruct:
         from revq.eval.evaluate import image_quality, reconstruct
         from revq.eval.report import save_comparison, table
 
-        files = image_files(self.images)
+        files = image_files(self.images).files
         _check_output(self.out, files, ".png")
         tokenizer = _tokenizer(self)
         originals = to_tensor([center_crop(load_image(file.path), tokenizer.image_size) for file in files])
@@ -249,7 +249,7 @@ class Tokenize:
 
         if len(self.images) == 1 and is_latent_store(self.images[0]):
             return self._run_on_latents()
-        files = image_files(self.images)
+        files = image_files(self.images).files
         _check_output(self.out, files)
         count, tokens = tokenize_files(_tokenizer(self), files, self.out, batch_size=self.batch_size)
         print(f"{self.out}: {count} images of {tokens} tokens, {self.out.stat().st_size} bytes")
