@@ -1,11 +1,17 @@
-"""Reads JSON that people edit and other programs write: every defect of the text becomes one clear `InputError`."""
+"""JSON texts: every defect of a text that is read becomes one clear `InputError`; manifests carry a checksum.
+
+A manifest is a JSON object that a program writes and people do not edit.  Its last entry, ``checksum``, is the CRC-32, as
+eight hexadecimal digits, of the object's compact form with sorted keys and without that entry.
+"""
 
 import json
 import math
+import zlib
 from pathlib import Path
 from typing import Any, NoReturn
 
 from revq.errors import InputError
+
 
 def parse_json(text: bytes, label: str | Path) -> dict[str, Any]:
     """The object that a JSON text holds.
@@ -44,6 +50,34 @@ def read_json(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path}: expected a JSON file, found {'something else' if path.exists() else 'nothing'}")
     return parse_json(path.read_bytes(), path)
+
+
+def manifest_text(values: dict[str, Any]) -> str:
+    """The text of a manifest with these values."""
+    return json.dumps({**values, "checksum": _checksum(values)}, indent=1) + "\n"
+
+
+def read_manifest(path: str | Path, *, unchecked: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """The values that `manifest_text` was given.
+
+    Args:
+        path: a file with the text of a manifest.
+        unchecked: values of the entry ``format`` whose manifests were written without a checksum.
+
+    Raises:
+        InputError: see `read_json`; also if the values do not have the checksum.
+    """
+    values = read_json(path)
+    checksum = values.pop("checksum", None)
+    if checksum is None and values.get("format") in unchecked:
+        return values
+    if checksum != _checksum(values):
+        raise InputError(f"{path}: damaged: its values do not have their checksum")
+    return values
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(values, sort_keys=True, separators=(',', ':')).encode()):08x}"
 
 
 def _finite(text: str) -> float:

@@ -219,7 +219,7 @@ def save_model(model: ReVQ, folder: str | Path, origin: LatentOrigin | None = No
 
     config = {"_class_name": type(model).__name__, "_revq_version": __version__, **to_dict(model.config)}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with atomic_folder(folder, MODEL_FILES) as new:
+    with atomic_folder(folder, MODEL_FILES, keep_others=True) as new:
         (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         save_file(state, new / WEIGHTS, metadata={"format": "pt"})
         (new / WEIGHTS).chmod((new / CONFIG).stat().st_mode)  # safetensors creates files with mode 0600

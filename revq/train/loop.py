@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from revq.config import RunConfig, to_dict
-from revq.data.atomic import check_replaceable
+from revq.data.atomic import check_writable_folder
 from revq.data.latents import LatentStore
 from revq.errors import InputError
 from revq.eval.evaluate import CodeUse, LatentErrors, latent_errors, summarize_count
@@ -199,7 +199,7 @@ def _check(config: RunConfig, store: LatentStore, out: Path, validation: LatentS
     model = config.model
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: expected a folder to write the run to, found a file")
-    check_replaceable(out / "model", MODEL_FILES)
+    check_writable_folder(out / "model", MODEL_FILES, keep_others=True)
     for name, latents in (("store", store), ("validation", validation)):
         if latents is not None and tuple(latents.shape) != model.latent_shape:
             raise InputError(f"{name}: expected latents {model.latent_shape} as latent_shape says, got {latents.shape}")
