@@ -230,7 +230,9 @@ def _mismatch(value: Any, kind: Any, *, seed: bool = False) -> str | None:
     """What an annotation expects in place of ``value``; None if the value fits."""
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is bool or kind is str or dataclasses.is_dataclass(kind):
-        return None if isinstance(value, kind) else {bool: "True or False", str: "a text"}.get(kind, f"a {kind.__name__}")
+        return (
+            None if isinstance(value, kind) else {bool: "True or False", str: "a text"}.get(kind, f"a {kind.__name__}")
+        )
     if kind is int:
         if not isinstance(value, int) or isinstance(value, bool):
             return "an integer"
@@ -245,7 +247,7 @@ def _mismatch(value: Any, kind: Any, *, seed: bool = False) -> str | None:
         return None if fits else f"one of {', '.join(map(repr, arguments))}"
     if origin is tuple:
         if not isinstance(value, tuple):
-            return f"{len(arguments)} numbers"
+            return f"{len(arguments)} integers"
         return next(filter(None, map(_mismatch, value, arguments)), None)  # `validate` checks how many they are
     if origin in (Union, types.UnionType):  # such as int | None
         expected = [_mismatch(value, choice) for choice in arguments if choice is not type(None)]

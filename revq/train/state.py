@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import signal
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from revq.data.atomic import atomic_file
 from revq.data.json_text import parse_json
 from revq.errors import InputError
 from revq.eval.evaluate import CodeUse, LatentErrors
+from revq.interrupt import Interrupted
 
 _KEYS = ("about", "epoch", "cursor", "step", "sums", "last", "errors", "model", "optimizer")
 _BLOCK = 1 << 20  # bytes that are checked at a time
@@ -85,32 +88,53 @@ class RunState:
             f"expected a smaller learning_rate, rectifier_weight_decay or reset_noise; {left}"
         )
 
-    @classmethod
-    def load(cls, path: str | Path, about: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> "RunState":
-        """Read a checkpoint that `save` wrote; the model and the optimizer take their states from it.
+    def resume(
+        self,
+        path: str | Path,
+        about: str,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        overwrite: bool = False,
+    ) -> bool:
+        """Read a checkpoint that `save` wrote, if there is one; the model and the optimizer take their states from it.
 
         The configuration in it may differ from that of ``about`` in one thing: ``train.epochs`` may have become larger.
 
+        Args:
+            overwrite: ignore a damaged checkpoint and that of another run.
+
+        Returns:
+            Whether the run goes on from there; False starts a new one.
+
         Raises:
-            InputError: if the file is missing, damaged, or of another run; the message names what differs.
+            InputError: if the file is damaged, or of another run; the message names what differs.
         """
-        state = load_checkpoint(path)
-        missing = set(_KEYS) - state.keys()
-        if missing:
-            raise InputError(f"{path}: not a training checkpoint, it lacks {', '.join(sorted(missing))}")
-        planned = _check_same_run(path, read_about(state, path), json.loads(about))
-        _check_values(path, state, planned)
-        for name, found, expected in (
-            ("model", state["model"], model.state_dict()),
-            ("optimizer", *_moments(path, state["optimizer"], optimizer)),
-        ):
-            _check_tensors(f"{path}: {name}", found, expected)
+        if not Path(path).exists():
+            return False
+        try:
+            state = load_checkpoint(path)
+            planned = _check_state(path, state, json.loads(about), model, optimizer)
+        except InputError:
+            if overwrite:
+                return False
+            raise
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        last = CodeUse(*state["last"]) if state["last"] else None
-        errors = LatentErrors(*state["errors"]) if state["errors"] else None
-        step = state["step"]
-        return cls(state["epoch"], state["cursor"], step, state["sums"], last, errors, saved=step, planned=planned)
+        self.epoch, self.cursor, self.step, self.sums = (state[name] for name in ("epoch", "cursor", "step", "sums"))
+        self.last = CodeUse(*state["last"]) if state["last"] else None
+        self.errors = LatentErrors(*state["errors"]) if state["errors"] else None
+        self.saved, self.planned = self.step, planned
+        return True
+
+    @contextmanager
+    def says_what_is_saved(self, path: Path) -> Iterator[None]:
+        """Within the block an interruption becomes an `Interrupted` that says what of the run is on disk."""
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            saved = f"step {self.saved} is saved in {path}" if self.saved is not None else "this call saved nothing"
+            raise Interrupted(getattr(error, "number", signal.SIGINT), saved) from None
 
 
 def about_run(config: RunConfig, latents: str, validation: str | None) -> str:
@@ -208,6 +232,20 @@ def _verify_checksums(path: Path) -> None:
                         pass
 
 
+def _check_state(
+    path: str | Path, state: dict[str, Any], about: list[Any], model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> int:
+    """Check that a checkpoint fits the run, the model and the optimizer; returns the epochs that it was planned for."""
+    missing = set(_KEYS) - state.keys()
+    if missing:
+        raise InputError(f"{path}: not a training checkpoint, it lacks {', '.join(sorted(missing))}")
+    planned = _check_same_run(path, read_about(state, path), about)
+    _check_values(path, state, planned)
+    _check_tensors(f"{path}: model", state["model"], model.state_dict())
+    _check_tensors(f"{path}: optimizer", *_moments(path, state["optimizer"], optimizer))
+    return planned
+
+
 def _check_same_run(path: str | Path, old: list[Any], new: list[Any]) -> int:
     """Check that a checkpoint's run is this call's, up to more epochs; returns the epochs that it was planned for."""
     # A field that the checkpoint lacks is newer than the checkpoint; its default is what the code did before.
@@ -219,7 +257,11 @@ def _check_same_run(path: str | Path, old: list[Any], new: list[Any]) -> int:
             planned = earlier
             del differing["train.epochs"]
     texts = [f"{name} {before!r} -> {now!r}" for name, (before, now) in differing.items()]
-    texts += [f"other {what}" for what, a, b in zip(("latents", "validation latents"), old[1:], new[1:], strict=True) if a != b]
+    texts += [
+        f"other {what}"
+        for what, a, b in zip(("latents", "validation latents"), old[1:], new[1:], strict=True)
+        if a != b
+    ]
     if texts:
         raise InputError(f"{path}: is of another run ({', '.join(texts)}); give another output folder, or overwrite it")
     return planned
@@ -248,7 +290,9 @@ def _check_values(path: str | Path, state: dict[str, Any], planned: int) -> None
         fits = isinstance(values, list) and len(values) == length and all(type(value) is float for value in values)
         whole = whole and (fits or (values is None and (name == "errors" or counts[0] == 0)))
     if not whole:
-        raise InputError(f"{path}: not a training checkpoint, its epoch, step, losses or measures are not numbers that fit")
+        raise InputError(
+            f"{path}: not a training checkpoint, its epoch, step, losses or measures are not numbers that fit"
+        )
 
 
 def _moments(path: str | Path, state: Any, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
