@@ -244,7 +244,8 @@ def _mismatch(value: Any, kind: Any, *, seed: bool = False) -> str | None:
         return None if abs(value) < LARGEST_FLOAT else "a finite number, also in float32"
     if origin is Literal:
         fits = any(value == choice and type(value) is type(choice) for choice in arguments)
-        return None if fits else f"one of {', '.join(map(repr, arguments))}"
+        *others, last = map(repr, arguments)
+        return None if fits else f"{', '.join(others)} or {last}"
     if origin is tuple:
         if not isinstance(value, tuple):
             return f"{len(arguments)} integers"
