@@ -1,6 +1,7 @@
 """Images to tokens and back: a ReVQ model together with its VAE, for tensors, image files and token files."""
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -8,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from revq.data.atomic import atomic_folder
-from revq.data.images import NamedFile, center_crop, load_image, to_pil, to_tensor
+from revq.data.atomic import atomic_folder, link_or_copy
+from revq.data.images import SUFFIXES, NamedFile, center_crop, load_image, to_pil, to_tensor
 from revq.data.latents import LatentStore
 from revq.data.tokens import load_tokens, save_tokens
 from revq.data.vae import FrozenVAE, load_vae
@@ -20,6 +21,8 @@ from revq.progress import progress_bar
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_NAME = re.compile(f"(.+?)(?:({'|'.join(map(re.escape, sorted(SUFFIXES)))})(\\.[0-9]+)?)?", re.IGNORECASE | re.DOTALL)
+"""Of a sample: stem, kind of image, and crop as `tokenize_store` writes it."""
 _LATENTS_PER_SEARCH = 256
 """Several encoder batches share one search: a search reads all codebooks once, however many latents it is for."""
 
@@ -157,12 +160,26 @@ def tokenize_store(model: ReVQ, store: LatentStore, out: str | Path, *, progress
 
 
 def detokenize_file(
-    tokenizer: Tokenizer, path: str | Path, out: str | Path, *, batch_size: int = 16, progress: bool = True
+    tokenizer: Tokenizer,
+    path: str | Path,
+    out: str | Path,
+    *,
+    batch_size: int = 16,
+    progress: bool = True,
+    overwrite: bool = False,
 ) -> int:
-    """Write the images of a token file as PNGs into the new folder ``out``, whole or not at all; returns how many.
+    """Write the images of a token file as PNGs into the folder ``out``, whole or not at all; returns how many.
+
+    Args:
+        tokenizer: of the model that made the tokens.
+        path: the token file.
+        out: folder of the images; new or empty, unless ``overwrite``.
+        batch_size: images per call of the decoder.
+        progress: show a bar.
+        overwrite: replace files of the same names in ``out``, and keep all others.
 
     Raises:
-        InputError: if the file is missing, damaged or of another model, or ``out`` holds files.
+        InputError: if the file is missing, damaged or of another model, or ``out`` holds files without ``overwrite``.
     """
     _check_batch_size(batch_size)
     file, model = load_tokens(path), tokenizer.model
@@ -177,13 +194,20 @@ def detokenize_file(
             f"{path}: made with another model (codes {file.model[:12]}..., this one has {token_fingerprint(model)[:12]}...)"
         )
     names = _image_names(file.names, path)
-    with atomic_folder(out, frozenset()) as folder, progress_bar("decode", "image", len(names), show=progress) as bar:
+    with (
+        atomic_folder(out, frozenset(), keep_others=overwrite) as folder,
+        progress_bar("decode", "image", len(names), show=progress) as bar,
+    ):
         for start in range(0, len(names), batch_size):
             images = to_pil(tokenizer.decode(file.indices[start : start + batch_size]))
             for name, image in zip(names[start : start + batch_size], images, strict=True):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 image.save(folder / name)
                 bar.update()
+        for old in Path(out).rglob("*") if overwrite else ():  # inside subfolders; `atomic_folder` keeps the others
+            new = folder / old.relative_to(out)
+            if old.is_file() and not new.exists() and new.parent.is_dir():
+                link_or_copy(old, new)
     return len(names)
 
 
@@ -230,11 +254,38 @@ def _check_batch_size(batch_size: int) -> None:
 
 
 def _image_names(names: Sequence[str], source: str | Path) -> list[str]:
-    """Names of the PNGs, inside the output folder and all different: a.jpg becomes a.png, or a.jpg.png on a collision."""
+    """Names of the PNGs, inside the output folder and all different, also where upper and lower case are the same.
+
+    ``a.jpg`` becomes ``a.png``, and crop 3 of it ``a-3.png``.  Images whose names would meet keep their kind
+    (``a-jpg.png``); names that still meet, or cannot be names of files, become numbers.
+    """
     for name in names:
-        if not PurePosixPath(name).name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise InputError(f"{source}: expected names of files inside a folder, got {name!r}")
-    short = [PurePosixPath(name).with_suffix(".png").as_posix() for name in names]
-    long = [name + ".png" for name in names]
-    numbered = [f"{row:06d}-{PurePosixPath(name).stem}.png" for row, name in enumerate(names)]
-    return next((unique for unique in (short, long) if len(set(unique)) == len(unique)), numbered)
+        path = PurePosixPath(name)
+        if not path.name or path.is_absolute() or ".." in path.parts:
+            raise InputError(f"{source}: expected names of files inside a folder, got {_short(name)}")
+    matches = [match.groups(default="") for match in map(_NAME.fullmatch, names) if match]
+    for keep_kind in (False, True):
+        out = [
+            f"{stem}{kind.replace('.', '-') if keep_kind else ''}{crop.replace('.', '-')}.png"
+            for stem, kind, crop in matches
+        ]
+        if _can_be_files(out):
+            return out
+    return [f"{row:06d}.png" for row in range(len(names))]
+
+
+def _can_be_files(names: Sequence[str]) -> bool:
+    """Whether these paths can all be files of one folder: each possible, all different, and none a folder of another."""
+    paths = {PurePosixPath(name.casefold()) for name in names}
+    folders = {parent for path in paths for parent in path.parents}
+    possible = all(
+        "\0" not in name
+        and not any(0xD800 <= ord(letter) <= 0xDFFF for letter in name)
+        and all(len(part.encode()) <= 250 for part in name.split("/"))
+        for name in names
+    )
+    return possible and len(paths) == len(names) and not paths & folders
+
+
+def _short(name: str) -> str:
+    return repr(name if len(name) <= 60 else name[:57] + "...")
