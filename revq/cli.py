@@ -8,21 +8,20 @@ end, in one step.  `encode` and `train` resume their own unfinished or finished 
 earlier demo without it.
 """
 
-import ast
-import dataclasses
-import inspect
 import io
 import itertools
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict, Union, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
 from revq import __version__
 from revq.config import LARGEST_INT, RunConfig
+from revq.config_options import options, override
 from revq.errors import InputError
 from revq.interrupt import signals_raise
 from revq.recipes import RECIPES
@@ -86,6 +85,14 @@ class Encode:
     """Images per call of the encoder."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """dtype of the stored latents."""
+    background: tuple[int, int, int] = (255, 255, 255)
+    """Color (red, green, blue) behind transparent pixels."""
+    shard_mib: int = 256
+    """Approximate size of a file of the store, in MiB."""
+    on_error: Literal["skip", "stop"] = "skip"
+    """What to do about an image that cannot be read: leave it out and list it, or stop."""
+    trust_mtime: bool = False
+    """On resume, take files whose size and time of last change are as before instead of reading them again."""
     device: str = "cpu"
     """Where the VAE runs."""
     overwrite: bool = False
@@ -97,15 +104,18 @@ class Encode:
         """Encode."""
         from revq.data.atomic import check_writable_folder
         from revq.data.encode import encode_folder
-        from revq.data.images import list_images
+        from revq.data.images import image_files
         from revq.data.vae import load_vae
 
         _check_range("image_size", self.image_size, 1, _LARGEST_SIDE)
         _check_range("batch_size", self.batch_size, 1, LARGEST_INT)
         _check_range("crops", self.crops, 0, 1_000_000)
+        _check_range("shard_mib", self.shard_mib, 1, 1 << 20)
+        for level in self.background:
+            _check_range("background", level, 0, 255)
         _check_range("seed", self.seed, -(2**63), 2**63 - 1)
         check_writable_folder(self.out, frozenset(), keep_others=True)
-        list_images(self.images)  # fail before loading the VAE
+        listing = image_files([self.images])  # fail before loading the VAE
         store = encode_folder(
             self.images,
             load_vae(self.vae, device=_device(self.device)),
@@ -115,68 +125,23 @@ class Encode:
             seed=self.seed,
             batch_size=self.batch_size,
             dtype=self.dtype,
+            background=self.background,
+            shard_bytes=self.shard_mib << 20,
+            on_error=self.on_error,
+            trust_mtime=self.trust_mtime,
             overwrite=self.overwrite,
         )
         print(f"{self.out}: {len(store)} latents of (C, h, w) = {store.shape}")
+        print(_images_text(len(store.names), [*listing.skipped, *store.skipped]))
         return 0
-
-
-def _options(recipes: dict[str, Any]) -> type:
-    """The fields of a configuration dataclass as options without defaults, for `Train`.
-
-    The result is a `TypedDict` of which every key is optional: parsing gives a dictionary of the options that the user
-    gave and leaves out the others, which the recipe supplies.  The recipe is known only after parsing.
-
-    Args:
-        recipes: the configuration in each recipe, by the recipe's name.  An option's help is the docstring of its field
-            followed by its values in the recipes.
-    """
-    config = type(next(iter(recipes.values())))
-    types, docs = get_type_hints(config), _field_docs(config)
-    options: dict[str, Any] = {}
-    help_lines = []
-    for name in [item.name for item in dataclasses.fields(config)]:
-        values = {recipe: getattr(value, name) for recipe, value in recipes.items()}
-        if dataclasses.is_dataclass(types[name]):
-            options[name], default = _options(values), ""
-        elif len(set(values.values())) == 1:
-            options[name], default = types[name], f"  All recipes: {next(iter(values.values()))}."
-        else:
-            texts = (f"{recipe} {value}" for recipe, value in values.items())
-            options[name], default = types[name], f"  Recipes: {', '.join(texts)}."
-        help_lines.append(f"    {name}: {docs.get(name, '')}{default}")
-    made = TypedDict(f"{config.__name__}Options", options, total=False)  # type: ignore[misc]  # made at run time
-    made.__doc__ = "\n".join([inspect.getdoc(config) or "", "", "Attributes:", *help_lines])
-    return made
-
-
-def _field_docs(config: type) -> dict[str, str]:
-    """The docstring below each field of a dataclass, on one line; Python does not keep them at run time."""
-    try:
-        source = ast.parse(inspect.getsource(config)).body[0]
-    except OSError:  # installed without source files
-        return {}
-    assert isinstance(source, ast.ClassDef)
-    return {
-        field.target.id: " ".join(doc.value.value.split())
-        for field, doc in itertools.pairwise(source.body)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        if isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant) and isinstance(doc.value.value, str)
-    }
-
-
-def _override(config: Any, given: dict[str, Any]) -> Any:
-    """``config`` with the values of ``given``, which holds a dictionary for a nested configuration."""
-    fields = {k: _override(getattr(config, k), v) if isinstance(v, dict) else v for k, v in given.items()}
-    return dataclasses.replace(config, **fields)
 
 
 if TYPE_CHECKING:
     ModelOptions = dict[str, Any]
     TrainOptions = dict[str, Any]
 else:
-    ModelOptions = _options({name: recipe().model for name, recipe in RECIPES.items()})
-    TrainOptions = _options({name: recipe().train for name, recipe in RECIPES.items()})
+    ModelOptions = options({name: recipe().model for name, recipe in RECIPES.items()})
+    TrainOptions = options({name: recipe().train for name, recipe in RECIPES.items()})
 
 
 @dataclass(frozen=True)
@@ -211,8 +176,8 @@ class Train:
         recipe = RECIPES[self.recipe]()
         config = RunConfig(
             self.recipe,
-            _override(recipe.model, {"latent_shape": store.shape, **self.model}),
-            _override(recipe.train, self.train),
+            override(recipe.model, {"latent_shape": store.shape, **self.model}),
+            override(recipe.train, self.train),
         )
         validation = LatentStore(self.validation) if self.validation else None
         device = _device(self.device)
@@ -239,6 +204,8 @@ class Reconstruct:
     """The picture to write, a PNG; after 16 images, further pages go to NAME-2.png, NAME-3.png, ... beside it."""
     vae: str | None = None
     """Folder or Hugging Face id of the model's VAE, if it is no longer where it was."""
+    on_error: Literal["skip", "stop"] = "skip"
+    """What to do about an image that cannot be read: leave it out, or stop."""
     device: str = "cpu"
     """Where to run."""
     overwrite: bool = False
@@ -246,31 +213,32 @@ class Reconstruct:
 
     def run(self) -> int:
         """Reconstruct."""
-        from revq.data.images import center_crop, image_files, load_image, to_pil, to_tensor
+        from revq.data.images import image_files, to_pil, to_tensor
         from revq.eval.evaluate import LABELS, Quality, image_quality, mean_quality, reconstruct
         from revq.eval.report import comparison, page_paths, save_pages, table
+        from revq.tokenizer import load_crops
 
-        files = image_files(self.images)
-        starts = range(0, len(files), _ROWS_PER_PAGE)
-        paths = page_paths(self.out, len(starts))
+        files, skipped = image_files(self.images)
+        paths = page_paths(self.out, -(-len(files) // _ROWS_PER_PAGE))
         for path in paths:
             _check_output(path, self.overwrite, files, ".png")
         tokenizer = _tokenizer(self)
+        images = load_crops(files, tokenizer.image_size, on_error=self.on_error, skipped=skipped)
         qualities: list[tuple[int, dict[str, Quality]]] = []
 
-        def sheet(start: int) -> "Image":
-            page = files[start : start + _ROWS_PER_PAGE]
-            originals = to_tensor([center_crop(load_image(file.path), tokenizer.image_size) for file in page])
-            pictures = reconstruct(tokenizer.model, tokenizer.vae, originals)
-            qualities.append((len(page), image_quality(pictures)))
-            columns = [(label, to_pil(images)) for label, images in zip(LABELS, pictures, strict=True)]
-            return comparison(columns, [file.name for file in page])
+        def sheets() -> "Iterator[Image]":
+            while page := list(itertools.islice(images, _ROWS_PER_PAGE)):
+                originals = to_tensor([image for _, image in page])
+                pictures = reconstruct(tokenizer.model, tokenizer.vae, originals)
+                qualities.append((len(page), image_quality(pictures)))
+                columns = [(label, to_pil(column)) for label, column in zip(LABELS, pictures, strict=True)]
+                yield comparison(columns, [name for name, _ in page])
 
-        save_pages(paths, map(sheet, starts))
+        paths = save_pages(paths, sheets())
         rows = [[name, f"{value.psnr:.2f}", f"{value.ssim:.4f}"] for name, value in mean_quality(qualities).items()]
         print(table(["", "PSNR dB", "SSIM"], rows))
         pages = f" on {len(paths)} pages, up to {paths[-1].name}" if len(paths) > 1 else ""
-        print(f"{self.out}: {_images_text(len(files))}{pages}")
+        print(f"{self.out}: {_images_text(sum(count for count, _ in qualities), skipped)}{pages}")
         return 0
 
 
@@ -288,6 +256,8 @@ class Tokenize:
     """Folder or Hugging Face id of the model's VAE, if it is no longer where it was."""
     batch_size: int = 16
     """Images per call of the encoder."""
+    on_error: Literal["skip", "stop"] = "skip"
+    """What to do about an image that cannot be read: leave it out and list it, or stop."""
     device: str = "cpu"
     """Where to run."""
     overwrite: bool = False
@@ -302,10 +272,14 @@ class Tokenize:
         _check_range("batch_size", self.batch_size, 1, LARGEST_INT)
         if len(self.images) == 1 and is_latent_store(self.images[0]):
             return self._run_on_latents()
-        files = image_files(self.images)
+        files, left_out = image_files(self.images)
         _check_output(self.out, self.overwrite, files)
-        count, tokens = tokenize_files(_tokenizer(self), files, self.out, batch_size=self.batch_size)
-        print(f"{self.out}: {_images_text(count)} of {tokens} tokens, {self.out.stat().st_size} bytes")
+        count, tokens, skipped = tokenize_files(
+            _tokenizer(self), files, self.out, batch_size=self.batch_size, on_error=self.on_error
+        )
+        print(
+            f"{self.out}: {_images_text(count, [*left_out, *skipped])}; each of {tokens} tokens, {self.out.stat().st_size} bytes"
+        )
         return 0
 
     def _run_on_latents(self) -> int:
@@ -321,7 +295,7 @@ class Tokenize:
                 f"{self.images[0]}: its latents are of another VAE ({store.plan.vae}) than the model's ({origin.vae})"
             )
         model = ReVQ.from_pretrained(self.model, device=_device(self.device))
-        count, tokens = tokenize_store(model, store, self.out)
+        count, tokens, _ = tokenize_store(model, store, self.out)
         print(f"{self.out}: {count} latents of {tokens} tokens, {self.out.stat().st_size} bytes")
         return 0
 
@@ -354,8 +328,9 @@ class Detokenize:
         _check_range("batch_size", self.batch_size, 1, LARGEST_INT)
         check_writable_folder(self.out, frozenset(), keep_others=self.overwrite)
         load_tokens(self.tokens)  # fail before loading the VAE
-        options = {"batch_size": self.batch_size, "overwrite": self.overwrite}
-        count = detokenize_file(_tokenizer(self), self.tokens, self.out, **options)
+        count = detokenize_file(
+            _tokenizer(self), self.tokens, self.out, batch_size=self.batch_size, overwrite=self.overwrite
+        )
         print(f"{self.out}: {count} images")
         return 0
 
@@ -498,9 +473,12 @@ def _check_range(name: str, value: int, low: int, high: int) -> None:
         )
 
 
-def _images_text(count: int) -> str:
-    """How many images were used, for the last line of a verb."""
-    return f"{count} images"
+def _images_text(count: int, skipped: Sequence[tuple[str, str]] = ()) -> str:
+    """How many images were used and, by their reasons, how many were not, for the last line of a verb."""
+    reasons = Counter(reason for _, reason in skipped)
+    listed = ", ".join(f"{number} x {reason}" for reason, number in reasons.most_common(3))
+    more = f", and {len(reasons) - 3} other reasons" if len(reasons) > 3 else ""
+    return f"{count} images, {len(skipped)} skipped" + (f" ({listed}{more})" if skipped else "")
 
 
 def _fail(message: str) -> int:

@@ -229,10 +229,12 @@ def _check_types(config: Any, prefix: str = "") -> None:
 def _mismatch(value: Any, kind: Any, *, seed: bool = False) -> str | None:
     """What an annotation expects in place of ``value``; None if the value fits."""
     origin, arguments = get_origin(kind), get_args(kind)
-    if kind is bool or kind is str or dataclasses.is_dataclass(kind):
-        return (
-            None if isinstance(value, kind) else {bool: "True or False", str: "a text"}.get(kind, f"a {kind.__name__}")
-        )
+    if kind is bool:
+        return None if isinstance(value, bool) else "True or False"
+    if kind is str:
+        return None if isinstance(value, str) else "a text"
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return None if isinstance(value, kind) else f"a {kind.__name__}"
     if kind is int:
         if not isinstance(value, int) or isinstance(value, bool):
             return "an integer"

@@ -44,13 +44,13 @@ def _token_file(path: Path) -> list[tuple[str, str]]:
     from revq.data.tokens import bits_per_index, load_tokens
 
     file = load_tokens(path)
-    samples, tokens = file.indices.shape
+    samples, tokens = len(file), file.num_tokens
     return [
         ("token file", str(path)),
         ("samples", f"{samples}"),
         ("tokens per sample", f"T = {tokens}"),
         ("codes per codebook", f"K = {file.num_codes}"),
-        ("bits", f"{bits_per_index(file.num_codes)} per token, {tokens * bits_per_index(file.num_codes)} per sample"),
+        ("bits", f"{bits_per_index(file.num_codes)} per token, {file.bits_per_sample} per sample"),
         ("model", file.model or "unknown"),
     ]
 
@@ -64,7 +64,7 @@ def _latent_store(path: Path) -> list[tuple[str, str]]:
     return [
         ("latent store", str(path)),
         ("latents", f"{len(store)} of (C, h, w) = {store.shape}, {plan.dtype}"),
-        ("images", f"{len(plan.sources)}, {crops}, {plan.image_size} px"),
+        ("images", f"{len(store.names)}, {crops}, {plan.image_size} px"),
         ("VAE", f"{plan.vae}, weights {plan.vae_fingerprint[:12] or 'unknown'}"),
         ("fingerprint", store.fingerprint[:12]),
     ]

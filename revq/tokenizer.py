@@ -1,10 +1,11 @@
 """Images to tokens and back: a ReVQ model together with its VAE, for tensors, image files and token files."""
 
 import hashlib
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from revq.data.atomic import atomic_folder, link_or_copy
 from revq.data.images import SUFFIXES, NamedFile, center_crop, load_image, to_pil, to_tensor
 from revq.data.latents import LatentStore
-from revq.data.tokens import load_tokens, save_tokens
+from revq.data.tokens import TokenWriter, load_tokens
 from revq.data.vae import FrozenVAE, load_vae
 from revq.errors import InputError
 from revq.model.revq import TOKENIZER, LatentOrigin, ReVQ, model_file, read_origin, save_model
@@ -129,34 +130,95 @@ class Tokenizer:
         return images
 
 
+class TokenizeResult(NamedTuple):
+    """What was written to a token file."""
+
+    samples: int
+    tokens: int
+    """Tokens per sample."""
+    skipped: list[tuple[str, str]]
+    """Images that could not be read: name and reason."""
+
+
 def tokenize_files(
-    tokenizer: Tokenizer, files: Sequence[NamedFile], out: str | Path, *, batch_size: int = 16, progress: bool = True
-) -> tuple[int, int]:
-    """Write the tokens of images as a token file (see `revq.data.tokens`), atomically; returns (images, tokens per image).
+    tokenizer: Tokenizer,
+    files: Sequence[NamedFile],
+    out: str | Path,
+    *,
+    batch_size: int = 16,
+    on_error: Literal["skip", "stop"] = "skip",
+    progress: bool = True,
+) -> TokenizeResult:
+    """Write the tokens of images as a token file (see `revq.data.tokens`), atomically and in constant memory.
+
+    Args:
+        on_error: ``skip`` leaves out an image that cannot be read and lists it in `TokenFile.skipped`; ``stop`` raises.
 
     Raises:
-        InputError: for a missing or damaged image.
+        InputError: if no image can be read; with ``on_error="stop"``, for a missing or damaged image.
     """
     _check_batch_size(batch_size)
+    skipped: list[tuple[str, str]] = []
 
-    def latents() -> Iterator[Tensor]:
-        for start in range(0, len(files), batch_size):
-            yield tokenizer.latents([load_image(file.path) for file in files[start : start + batch_size]])
+    def batches() -> Iterator[tuple[Tensor, list[str]]]:
+        images = load_crops(files, tokenizer.image_size, on_error=on_error, skipped=skipped)
+        while batch := list(itertools.islice(images, batch_size)):
+            yield tokenizer.latents([image for _, image in batch]), [name for name, _ in batch]
 
-    return _tokenize(tokenizer.model, latents(), [file.name for file in files], out, progress)
+    return _tokenize(tokenizer.model, batches(), len(files), out, skipped, progress)
 
 
-def tokenize_store(model: ReVQ, store: LatentStore, out: str | Path, *, progress: bool = True) -> tuple[int, int]:
-    """Write the tokens of stored latents as a token file, atomically; returns (latents, tokens per latent).
+def load_crops(
+    files: Sequence[NamedFile], size: int, *, on_error: Literal["skip", "stop"], skipped: list[tuple[str, str]]
+) -> "Iterator[tuple[str, Image]]":
+    """The names and center crops of image files, one at a time; at the end at least one could be read.
+
+    Args:
+        files: what to read.
+        size: side of the crops, in pixels.
+        on_error: ``skip`` leaves out an image that cannot be read and appends its name and the reason to ``skipped``.
+        skipped: grows while the images are read.
+
+    Raises:
+        InputError: if no image can be read; with ``on_error="stop"``, for the first that cannot.
+    """
+    read, first = 0, ""
+    for file in files:
+        try:
+            image = center_crop(load_image(file.path), size)
+        except InputError as error:
+            if on_error == "stop":
+                raise
+            first = first or f", the first because: {error}"
+            skipped.append((file.name, str(error).removeprefix(f"{file.path}: ")))
+        else:
+            read += 1
+            yield file.name, image
+    if not read:
+        raise InputError(f"images: expected at least one that can be read, got {len(files)} that cannot{first}")
+
+
+def tokenize_store(model: ReVQ, store: LatentStore, out: str | Path, *, progress: bool = True) -> TokenizeResult:
+    """Write the tokens of stored latents as a token file, atomically and in constant memory.
 
     A latent has the name of its image, followed by the number of the crop if an image has several.
 
     Raises:
         InputError: if the latents do not have the model's shape.
     """
-    sources, crops = store.plan.sources, store.plan.crops
-    names = [f"{source}.{crop}" for source in sources for crop in range(crops)] if crops > 1 else list(sources)
-    return _tokenize(model, store.batches(_LATENTS_PER_SEARCH), names, out, progress)
+    if tuple(store.shape) != model.config.latent_shape:
+        raise InputError(f"store: expected latents {model.config.latent_shape} as the model reads, got {store.shape}")
+
+    def names() -> Iterator[str]:
+        for name in store.names:
+            yield from (f"{name}.{crop}" for crop in range(store.plan.crops)) if store.plan.crops > 1 else (name,)
+
+    def batches() -> Iterator[tuple[Tensor, list[str]]]:
+        following = names()
+        for latents in store.batches(_LATENTS_PER_SEARCH):
+            yield latents, list(itertools.islice(following, len(latents)))
+
+    return _tokenize(model, batches(), len(store), out, store.skipped, progress)
 
 
 def detokenize_file(
@@ -165,41 +227,37 @@ def detokenize_file(
     out: str | Path,
     *,
     batch_size: int = 16,
-    progress: bool = True,
     overwrite: bool = False,
+    progress: bool = True,
 ) -> int:
     """Write the images of a token file as PNGs into the folder ``out``, whole or not at all; returns how many.
 
     Args:
-        tokenizer: of the model that made the tokens.
-        path: the token file.
-        out: folder of the images; new or empty, unless ``overwrite``.
-        batch_size: images per call of the decoder.
-        progress: show a bar.
-        overwrite: replace files of the same names in ``out``, and keep all others.
+        overwrite: replace files of the same names in ``out`` and keep its other files; without it, ``out`` must be new
+            or empty.
 
     Raises:
         InputError: if the file is missing, damaged or of another model, or ``out`` holds files without ``overwrite``.
     """
     _check_batch_size(batch_size)
     file, model = load_tokens(path), tokenizer.model
-    expected = (model.config.num_tokens, model.config.num_codes)
-    if (file.indices.shape[1], file.num_codes) != expected:
+    expected = (model.config.num_codes,) * model.config.num_tokens
+    if file.codes_per_position != expected:
         raise InputError(
-            f"{path}: expected T={expected[0]} tokens of K={expected[1]} codes as the model has, "
-            f"got T={file.indices.shape[1]} of K={file.num_codes}"
+            f"{path}: expected T={len(expected)} tokens of K={model.config.num_codes} codes as the model has, "
+            f"got T={file.num_tokens} of K={file.num_codes}"
         )
     if file.model and file.model != token_fingerprint(model):
         raise InputError(
             f"{path}: made with another model (codes {file.model[:12]}..., this one has {token_fingerprint(model)[:12]}...)"
         )
-    names = _image_names(file.names, path)
+    names = image_names(file.names, path)
     with (
-        atomic_folder(out, frozenset(), keep_others=overwrite) as folder,
+        atomic_folder(out, frozenset(names) if overwrite else frozenset(), keep_others=overwrite) as folder,
         progress_bar("decode", "image", len(names), show=progress) as bar,
     ):
-        for start in range(0, len(names), batch_size):
-            images = to_pil(tokenizer.decode(file.indices[start : start + batch_size]))
+        for start, indices in zip(range(0, len(names), batch_size), file.batches(batch_size), strict=True):
+            images = to_pil(tokenizer.decode(indices))
             for name, image in zip(names[start : start + batch_size], images, strict=True):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 image.save(folder / name)
@@ -223,29 +281,46 @@ def token_fingerprint(model: ReVQ) -> str:
 
 
 def _tokenize(
-    model: ReVQ, batches: Iterable[Tensor], names: list[str], out: str | Path, progress: bool
-) -> tuple[int, int]:
-    """Write the tokens of latents ``[B, C, h, w]`` as a token file; the batches hold one latent per name."""
-    model.build_index(len(names))
-    tokens_per_sample = model.config.num_tokens
-    parts: list[Tensor] = []
-    pending: list[Tensor] = []
+    model: ReVQ,
+    batches: Iterable[tuple[Tensor, list[str]]],
+    samples: int,
+    out: str | Path,
+    skipped: list[tuple[str, str]],
+    progress: bool,
+) -> TokenizeResult:
+    """Write the tokens of latents ``[B, *shape]`` with their names; ``skipped`` may grow while the batches are made."""
+    model.build_index(samples)
+    tokens, written = model.config.num_tokens, 0
+    pending: list[tuple[Tensor, list[str]]] = []
+    writer = TokenWriter(
+        out,
+        num_tokens=tokens,
+        num_codes=model.config.num_codes,
+        max_samples=samples,
+        model=token_fingerprint(model),
+    )
+    with writer, progress_bar("tokenize", "token", samples * tokens, show=progress, scale=True) as bar:
 
-    def search_pending() -> None:
-        if pending:
-            parts.append(model.encode_latents(torch.cat(pending).to(model.device)).cpu())
-            bar.update(len(parts[-1]) * tokens_per_sample)
-            pending.clear()
+        def search_pending() -> None:
+            nonlocal written
+            if pending:
+                indices = model.encode_latents(torch.cat([latents for latents, _ in pending]).to(model.device))
+                writer.append(indices, [name for _, names in pending for name in names])
+                bar.update(indices.numel())
+                written += len(indices)
+                pending.clear()
 
-    with progress_bar("tokenize", "token", len(names) * tokens_per_sample, show=progress, scale=True) as bar:
-        for latents in batches:
-            pending.append(latents)
-            if sum(map(len, pending)) >= _LATENTS_PER_SEARCH:
+        for batch in batches:
+            pending.append(batch)
+            if sum(len(latents) for latents, _ in pending) >= _LATENTS_PER_SEARCH:
                 search_pending()
         search_pending()
-    indices = torch.cat(parts)
-    save_tokens(out, indices, model.config.num_codes, names=names, model=token_fingerprint(model))
-    return indices.shape[0], indices.shape[1]
+        if not written:
+            first = f", the first because: {skipped[0][1]}" if skipped else ""
+            raise InputError(f"images: expected at least one that can be read, got {len(skipped)} that cannot{first}")
+        for name, reason in skipped:
+            writer.skip(name, reason)
+    return TokenizeResult(written, tokens, skipped)
 
 
 def _check_batch_size(batch_size: int) -> None:
@@ -253,39 +328,37 @@ def _check_batch_size(batch_size: int) -> None:
         raise InputError(f"batch_size: expected a number >= 1, got {batch_size}")
 
 
-def _image_names(names: Sequence[str], source: str | Path) -> list[str]:
-    """Names of the PNGs, inside the output folder and all different, also where upper and lower case are the same.
+def image_names(names: Sequence[str], source: str | Path) -> list[str]:
+    """Names of PNG files for samples: valid on every file system, inside one folder and all different.
 
-    ``a.jpg`` becomes ``a.png``, and crop 3 of it ``a-3.png``.  Images whose names would meet keep their kind
-    (``a-jpg.png``); names that still meet, or cannot be names of files, become numbers.
+    ``a.jpg`` becomes ``a.png``, and its crop 3 ``a-3.png``; if that makes two names equal, or a file where another name
+    has a folder, all keep their kind (``a-jpg.png``); if that does not help or a name is too long, all become numbers.
+
+    Raises:
+        InputError: for a name that is not a path inside a folder; ``source`` is named in the message.
     """
     for name in names:
-        path = PurePosixPath(name)
-        if not path.name or path.is_absolute() or ".." in path.parts:
-            raise InputError(f"{source}: expected names of files inside a folder, got {_short(name)}")
-    matches = [match.groups(default="") for match in map(_NAME.fullmatch, names) if match]
-    for keep_kind in (False, True):
-        out = [
-            f"{stem}{kind.replace('.', '-') if keep_kind else ''}{crop.replace('.', '-')}.png"
-            for stem, kind, crop in matches
-        ]
-        if _can_be_files(out):
-            return out
-    return [f"{row:06d}.png" for row in range(len(names))]
+        parts = name.split("/")
+        if not name.strip() or "" in parts or "." in parts or ".." in parts:
+            raise InputError(f"{source}: expected names of files inside a folder, got {name!r}")
+    pieces = [match.groups(default="") for match in map(_NAME.fullmatch, names) if match]
+    short = [f"{piece[0]}{piece[2].replace('.', '-')}.png" for piece in pieces]
+    long = [f"{piece[0]}{(piece[1] + piece[2]).replace('.', '-')}.png" for piece in pieces]
+    numbered = [f"{row:06d}.png" for row in range(len(names))]
+    return next((fitting for fitting in (short, long) if _fit_one_folder(fitting)), numbered)
 
 
-def _can_be_files(names: Sequence[str]) -> bool:
-    """Whether these paths can all be files of one folder: each possible, all different, and none a folder of another."""
-    paths = {PurePosixPath(name.casefold()) for name in names}
-    folders = {parent for path in paths for parent in path.parents}
-    possible = all(
-        "\0" not in name
-        and not any(0xD800 <= ord(letter) <= 0xDFFF for letter in name)
-        and all(len(part.encode()) <= 250 for part in name.split("/"))
-        for name in names
-    )
-    return possible and len(paths) == len(names) and not paths & folders
-
-
-def _short(name: str) -> str:
-    return repr(name if len(name) <= 60 else name[:57] + "...")
+def _fit_one_folder(names: Sequence[str]) -> bool:
+    """Whether files of these names can exist side by side, also where upper and lower case are the same."""
+    folded = {name.casefold() for name in names}
+    if len(folded) != len(names):
+        return False
+    for name in names:
+        if not name.isprintable() or any(letter in name for letter in '\\:*?"<>|'):
+            return False
+        encoded = name.encode()
+        if len(encoded) > 1024 or any(len(part) > 255 for part in encoded.split(b"/")):
+            return False
+        if any(parent.as_posix().casefold() in folded for parent in PurePosixPath(name).parents):
+            return False
+    return True

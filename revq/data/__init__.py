@@ -2,16 +2,19 @@
 
 from revq.data.encode import encode_folder
 from revq.data.images import center_crop, image_files, list_images, load_image, random_crop, to_pil, to_tensor
-from revq.data.latents import LatentStore, LatentWriter, StorePlan, is_latent_store, save_latents
-from revq.data.tokens import TokenFile, load_tokens, save_tokens
+from revq.data.latent_writer import LatentWriter, Source, save_latents
+from revq.data.latents import LatentStore, StorePlan, is_latent_store
+from revq.data.tokens import TokenFile, TokenWriter, load_tokens, save_tokens
 from revq.data.vae import FrozenVAE, load_vae
 
 __all__ = [
     "FrozenVAE",
     "LatentStore",
     "LatentWriter",
+    "Source",
     "StorePlan",
     "TokenFile",
+    "TokenWriter",
     "center_crop",
     "encode_folder",
     "image_files",

@@ -64,19 +64,40 @@ class NamedFile(NamedTuple):
     path: Path
 
 
-def image_files(places: Sequence[str | Path]) -> list[NamedFile]:
+class ImageListing(NamedTuple):
+    """The images that were found, and the files that were left out."""
+
+    files: list[NamedFile]
+    skipped: list[tuple[str, str]]
+
+
+def decode_image(data: bytes, label: str, *, background: tuple[int, int, int] = (255, 255, 255)) -> "Image":
+    """An image from the bytes of its file."""
+    import io
+
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            return _rgb(ImageOps.exif_transpose(image))
+    except Exception as error:
+        raise InputError(f"{label}: cannot read this image ({error})") from error
+
+
+def image_files(places: Sequence[str | Path]) -> ImageListing:
     """The images of ``places``: files as they are, folders as `list_images` lists them.
 
     Raises:
         InputError: if nothing is given, a place is missing, or a folder holds no image.
     """
-    files = []
+    files: list[NamedFile] = []
     for place in map(Path, places):
         found = [place] if place.is_file() else list_images(place)
         files += [NamedFile(path.name if path == place else path.relative_to(place).as_posix(), path) for path in found]
     if not files:
         raise InputError("images: expected at least one file or folder, got none")
-    return files
+    return ImageListing(files, [])
 
 
 def center_crop(image: "Image", size: int) -> "Image":

@@ -1,35 +1,39 @@
 """The latent store: the latents of a data set on disk, so that the VAE encodes each image once.
 
-A store is a folder of ``latents-00000.safetensors, ...`` (one tensor ``latents`` ``[rows, C, h, w]`` each) and an
-``index.json`` that names the VAE, the images and the crops.  Rows are read through a memory map, so a store may be
-larger than the memory.
+A store is a folder.  A shard of it is two safetensors files: ``latents-<id>.safetensors`` holds the tensors ``latents``
+``[rows, *shape]`` and, if the plan says so, ``mirrored`` and ``log_variances`` of the same shape; ``sources-<id>.safetensors``
+holds the names, the SHA-256 and the labels of the images, and the images that could not be read.  ``index.json`` names the
+shards in order.  Rows are read on demand, so a store may be larger than the memory; a process keeps a handful of files
+open, however many shards there are.
 """
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from revq.data.atomic import atomic_file
+from revq.data.json_text import read_json, read_manifest
+from revq.data.tensor_file import TensorFile
+from revq.data.text_list import TextList
 from revq.errors import InputError
 
-FORMAT = "revq-latents-1"
-_DTYPES = {"float32": ("F32", torch.float32), "float16": ("F16", torch.float16), "bfloat16": ("BF16", torch.bfloat16)}
-_PLAN_FIELDS = ("vae", "vae_fingerprint", "latent_shape", "image_size", "sources", "crops", "seed", "dtype", "inputs")
+FORMAT = "revq-latents-2"
+UNFINISHED = "revq-latents-2-unfinished"
+_FIRST_FORMAT = "revq-latents-1"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+INDEX = "index.json"
 
 
 @dataclass(frozen=True)
 class StorePlan:
-    """Description of a store, complete before its first row is written.
+    """What the latents of a store are, and what they depend on beside the images.
 
     Row r holds crop r mod c of image r // c, where c = max(1, crops).
     """
@@ -38,266 +42,423 @@ class StorePlan:
     """Name of the VAE, see `FrozenVAE.name`."""
     vae_fingerprint: str
     """See `FrozenVAE.fingerprint`."""
-    latent_shape: tuple[int, int, int]
-    """(C, h, w) of one latent."""
-    image_size: int
-    """Side of a crop, in pixels."""
-    sources: tuple[str, ...]
-    """Names of the images, as paths relative to the folder they came from."""
+    latent_shape: tuple[int, ...]
+    """Shape of one latent: (C, h, w) of an image, (C, f, h, w) of a video, (C, l) of a sound, or any other."""
+    image_size: int = 0
+    """Side of a crop, in pixels; 0 if the latents are not of square images."""
     crops: int = 0
-    """Random crops per image; 0 means one center crop."""
+    """Random crops per image; 0 means one center crop, or one latent per sample."""
     seed: int = 0
     """Seed of the random crops."""
     dtype: str = "float32"
-    """dtype of the stored latents."""
-    inputs: str = ""
-    """SHA-256 of the other inputs of the latents: the sizes of the image files and the encoder's options."""
+    """dtype of the stored latents: float32, float16 or bfloat16."""
+    mirrored: bool = False
+    """Whether each row has a second latent, of the mirrored crop."""
+    log_variances: bool = False
+    """Whether each row has the logarithms of the variances of the VAE's posterior, whose means are the latents."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Whatever else the latents depend on, or their user wants to find: JSON values by name."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "latent_shape", tuple(self.latent_shape))
-        object.__setattr__(self, "sources", tuple(self.sources))
-        if self.dtype not in _DTYPES:
-            raise InputError(f"dtype: expected one of {', '.join(_DTYPES)}, got {self.dtype!r}")
-        if self.crops < 0:
-            raise InputError(f"crops: expected a number >= 0, got {self.crops}")
-        if len(self.latent_shape) != 3 or min(self.latent_shape) < 1:
-            raise InputError(f"latent_shape: expected three positive numbers (C, h, w), got {self.latent_shape}")
-        if not self.sources:
-            raise InputError("sources: expected at least one image, got none")
+        if self.dtype not in DTYPES:
+            raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        for name in ("image_size", "crops"):
+            if not _is_int(getattr(self, name)) or getattr(self, name) < 0:
+                raise InputError(f"{name}: expected an integer >= 0, got {getattr(self, name)!r}")
+        if not _is_int(self.seed):
+            raise InputError(f"seed: expected an integer, got {self.seed!r}")
+        if not self.latent_shape or not all(_is_int(size) and size >= 1 for size in self.latent_shape):
+            raise InputError(f"latent_shape: expected positive integers such as (C, h, w), got {self.latent_shape}")
+        for name in ("mirrored", "log_variances"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name}: expected True or False, got {getattr(self, name)!r}")
+        try:
+            text = json.dumps(dict(self.options), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"options: expected JSON values by name, got {self.options!r} ({error})") from None
+        object.__setattr__(self, "options", json.loads(text))
 
     @property
-    def rows(self) -> int:
-        """Latents in the whole store."""
-        return len(self.sources) * max(1, self.crops)
-
-
-class LatentWriter:
-    """Writes a store shard by shard into ``<folder>.partial``, which is renamed to ``<folder>`` when it is complete.
-
-    A writer with the same plan keeps the shards that an interrupted writer finished; with another plan it deletes them.
-
-    Args:
-        folder: folder of the new store; must not exist yet, or be empty.
-        plan: description of the store.
-        shard_bytes: approximate size of a shard.
-
-    Raises:
-        InputError: if ``folder`` holds files, or ``<folder>.partial`` was not made by a writer.
-    """
-
-    def __init__(self, folder: str | Path, plan: StorePlan, *, shard_bytes: int = 8 << 20) -> None:
-        self.folder, self.plan = Path(folder), plan
-        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            raise InputError(f"{self.folder}: expected a new or empty folder to write latents into, it exists already")
-        self._partial = self.folder.with_name(self.folder.name + ".partial")
-        row_bytes = int(np.prod(plan.latent_shape)) * _DTYPES[plan.dtype][1].itemsize
-        self._shard_rows = max(1, shard_bytes // row_bytes)
-        self._hashes: dict[int, str] = {}
-        self._open_partial()
-
-    def _open_partial(self) -> None:
-        """Create ``<folder>.partial``, or keep the finished shards of an interrupted writer with the same plan."""
-        plan = {**asdict(self.plan), "shard_rows": self._shard_rows}
-        known = self._partial / "plan.json"
-        if self._partial.exists():
-            if not known.is_file():
-                raise InputError(
-                    f"{self._partial}: expected the unfinished latents of an earlier run, got something else"
-                )
-            if known.read_text() == json.dumps(plan):
-                for number in range(self.num_shards):
-                    path = self._partial / shard_name(number)
-                    if path.is_file():  # complete: a shard gets this name only when it is whole
-                        self._hashes[number] = _sha256(path)
-                return
-            shutil.rmtree(self._partial)
-        self._partial.mkdir(parents=True)
-        with atomic_file(known) as path:
-            path.write_text(json.dumps(plan))
+    def rows_per_source(self) -> int:
+        """Rows of one image."""
+        return max(1, self.crops)
 
     @property
-    def num_shards(self) -> int:
-        """Shards of the complete store."""
-        return -(-self.plan.rows // self._shard_rows)
+    def tensors(self) -> tuple[str, ...]:
+        """The tensors of a shard."""
+        extra = [name for name in ("mirrored", "log_variances") if getattr(self, name)]
+        return ("latents", *extra)
 
-    def missing(self) -> Iterator[tuple[int, range]]:
-        """The shards that are not written yet: number and rows."""
-        for number in range(self.num_shards):
-            if number not in self._hashes:
-                start = number * self._shard_rows
-                yield number, range(start, min(start + self._shard_rows, self.plan.rows))
+    def to_dict(self) -> dict[str, Any]:
+        """The plain JSON form."""
+        return json.loads(json.dumps(asdict(self)))
 
-    def write(self, number: int, latents: Tensor) -> None:
-        """Write the rows of one shard: ``latents`` float ``[rows, C, h, w]``.
 
-        Raises:
-            InputError: if a value does not fit the store's dtype or is not finite.
-        """
-        stored = latents.detach().to("cpu", _DTYPES[self.plan.dtype][1]).contiguous()
-        if not bool(torch.isfinite(stored).all()):
-            raise InputError(f"latents: expected finite numbers within {self.plan.dtype}'s range, got others")
-        target = self._partial / shard_name(number)
-        with atomic_file(target) as path:
-            save_file({"latents": stored}, path)
-            self._hashes[number] = _sha256(path)
+@dataclass(frozen=True)
+class ShardEntry:
+    """One shard as ``index.json`` names it."""
 
-    def finish(self) -> "LatentStore":
-        """Rename the complete store to its final name and open it."""
-        missing = [number for number, _ in self.missing()]
-        if missing:
-            raise RuntimeError(f"shards {missing} are not written yet")
-        shards = [
-            {
-                "file": shard_name(number),
-                "rows": min(self._shard_rows, self.plan.rows - number * self._shard_rows),
-                "sha256": self._hashes[number],
-            }
-            for number in range(self.num_shards)
-        ]
-        with atomic_file(self._partial / "index.json") as path:
-            path.write_text(json.dumps({"format": FORMAT, **asdict(self.plan), "shards": shards}, indent=1))
-        (self._partial / "plan.json").unlink()
-        os.replace(self._partial, self.folder)  # noqa: PTH105
-        return LatentStore(self.folder)
+    id: str
+    """Part of the names of its two files: a digest of the plan and of the images."""
+    sources: int
+    """Images."""
+    latents_bytes: int
+    """Size of the file of the latents."""
+    latents_sha256: str
+    """SHA-256 of that file."""
+    latents_header: str
+    """SHA-256 of that file's header, which holds the checksums of its blocks."""
+    sources_header: str
+    """SHA-256 of the header of the file of the images' names."""
 
-    def abandon(self) -> None:
-        """After an error: remove ``<folder>.partial`` unless it holds a finished shard."""
-        if not self._hashes:
-            shutil.rmtree(self._partial, ignore_errors=True)
+    @property
+    def latents_file(self) -> str:
+        """Name of the file of the latents."""
+        return f"latents-{self.id}.safetensors"
+
+    @property
+    def sources_file(self) -> str:
+        """Name of the file of the images' names."""
+        return f"sources-{self.id}.safetensors"
 
 
 class LatentStore:
-    """A folder of latents, open for reading.
+    """A folder of latents, open for reading; a map-style dataset that is pickled by its path.
+
+    The bytes of a shard are compared with their checksums when they are read for the first time.
 
     Attributes:
+        folder: the folder's absolute path.
         plan: description of the store.
-        shape: (C, h, w) of one latent.
-        fingerprint: SHA-256 of the index, which holds the SHA-256 of every shard; equal fingerprints mean equal latents.
+        shape: shape of one latent.
+        fingerprint: SHA-256 of the plan and of the shards' SHA-256; equal fingerprints mean equal latents.
 
     Raises:
-        InputError: if the folder or one of its files is missing, damaged or of another format.
+        InputError: if the folder or its index is missing, damaged, of another format or of a newer version; later, if
+            a file that is read is missing or damaged.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        text, index = _read_index(self.folder)
-        self.fingerprint = hashlib.sha256(text).hexdigest()
-        try:
-            self.plan = StorePlan(**{name: index[name] for name in _PLAN_FIELDS})
-            shards = [(self.folder / shard["file"], int(shard["rows"])) for shard in index["shards"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{self.folder / 'index.json'}: not a valid latent index: {error}") from None
-        if sum(rows for _, rows in shards) != self.plan.rows:
-            raise InputError(f"{self.folder / 'index.json'}: the shards do not add up to {self.plan.rows} rows")
-        self.shape: tuple[int, int, int] = self.plan.latent_shape
-        self._maps = [_open_shard(path, (rows, *self.shape), self.plan.dtype) for path, rows in shards]
-        self._starts = np.cumsum([0, *(rows for _, rows in shards)])
+        self.folder = Path(folder).absolute()
+        index = read_index(self.folder)
+        self._shards: list[_Shard] | list[_FirstShard]
+        self._names: list[str] | None = None  # of a store of the first format
+        if index["format"] == _FIRST_FORMAT:
+            self.plan, self._shards, self._names = _first_format(self.folder, index)
+            self.fingerprint = hashlib.sha256((self.folder / INDEX).read_bytes()).hexdigest()
+        else:
+            self.plan, entries = parse_index(self.folder, index)
+            for entry in entries:
+                _check_size(self.folder / entry.latents_file, entry.latents_bytes)
+            self._shards = [_Shard(self.folder, self.plan, entry) for entry in entries]
+            self.fingerprint = _fingerprint(self.plan, entries)
+        self.shape: tuple[int, ...] = self.plan.latent_shape
+        self._starts = np.cumsum([0, *(shard.rows for shard in self._shards)])
 
     def __len__(self) -> int:
-        return self.plan.rows
+        return int(self._starts[-1])
 
-    def rows(self, indices: Tensor | Sequence[int] | range) -> Tensor:
-        """The latents of ``indices`` [n], in that order, repeats allowed: float32 ``[n, C, h, w]``.
+    def __getitem__(self, row: int) -> Tensor:
+        """One latent: float32 ``[*shape]``."""
+        return self.rows([range(len(self))[row]])[0]
+
+    def __getitems__(self, rows: Sequence[int]) -> list[Tensor]:
+        """Several latents; a `torch.utils.data.DataLoader` fetches its batches by this method."""
+        return list(self.rows([range(len(self))[row] for row in rows]))
+
+    def rows(
+        self,
+        indices: Tensor | Sequence[int] | range,
+        tensor: Literal["latents", "mirrored", "log_variances"] = "latents",
+    ) -> Tensor:
+        """The latents of ``indices`` [n], in that order, repeats allowed: float32 ``[n, *shape]``.
+
+        Args:
+            indices: rows.
+            tensor: ``mirrored`` reads the latents of the mirrored crops, ``log_variances`` those of the posterior.
 
         Raises:
             IndexError: for an index that is not in [0, len).
+            InputError: if the store does not have such a tensor; if a file is missing or damaged.
         """
+        if tensor not in self.plan.tensors:
+            raise InputError(f"tensor: expected one of {', '.join(self.plan.tensors)} in {self.folder}, got {tensor!r}")
         wanted = np.asarray(indices, dtype=np.int64)
         if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
             raise IndexError(f"indices: expected rows in [0, {len(self)}), got {wanted.min()} to {wanted.max()}")
         order = np.argsort(wanted, kind="stable")  # reads each shard once, in order
-        bounds = np.searchsorted(wanted[order], self._starts)
+        ordered = wanted[order]
+        shards = np.searchsorted(self._starts, ordered, side="right") - 1
         out = torch.empty((wanted.size, *self.shape), dtype=torch.float32)
-        for number, rows in enumerate(self._maps):
-            places = order[bounds[number] : bounds[number + 1]]
-            if places.size:
-                values = torch.from_numpy(rows[wanted[places] - self._starts[number]])
-                if self.plan.dtype == "bfloat16":  # numpy has no bfloat16: the map holds the bits as int16
-                    values = values.view(torch.bfloat16)
-                out[torch.from_numpy(places)] = values.float()
+        for number in np.unique(shards).tolist():
+            first, last = np.searchsorted(shards, [number, number + 1]).tolist()
+            values = self._shards[number].open().gather(tensor, ordered[first:last] - self._starts[number])
+            out[torch.from_numpy(order[first:last])] = values.float()
         return out
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        """All rows in order, ``size`` at a time: float32 ``[<= size, C, h, w]``."""
+        """All rows in order, ``size`` at a time: float32 ``[<= size, *shape]``."""
         for start in range(0, len(self), size):
             yield self.rows(range(start, min(start + size, len(self))))
 
+    @property
+    def names(self) -> "Sequence[str]":
+        """Names of the images in order, as paths relative to the folder they came from; read on demand."""
+        if self._names is not None:
+            return self._names
+        return _Joined([shard.names for shard in self._shards if isinstance(shard, _Shard)])
 
-def save_latents(
-    folder: str | Path,
-    latents: Tensor,
-    *,
-    vae: str = "unknown",
-    vae_fingerprint: str = "",
-    image_size: int = 0,
-    dtype: str = "float32",
-) -> LatentStore:
-    """Write latents float ``[N, C, h, w]`` from memory as a store (see `LatentWriter` for errors)."""
-    sources = tuple(f"row-{row}" for row in range(latents.shape[0]))
-    shape: Any = tuple(latents.shape[1:])  # Any, because `StorePlan` checks that it has three sizes
-    plan = StorePlan(vae, vae_fingerprint, shape, image_size, sources, dtype=dtype)
-    writer = LatentWriter(folder, plan)
-    for number, rows in writer.missing():
-        writer.write(number, latents[rows.start : rows.stop])
-    return writer.finish()
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """The images that could not be read: name and reason."""
+        return [pair for shard in self._shards if isinstance(shard, _Shard) for pair in shard.skipped]
+
+    @property
+    def labels(self) -> Tensor | None:
+        """int64 ``[images]``, or None if the store has no labels."""
+        parts = [shard.labels for shard in self._shards if isinstance(shard, _Shard)]
+        known = [part for part in parts if part is not None]
+        return torch.cat(known) if known else None
+
+    def verify(self) -> None:
+        """Read every file of the store.
+
+        Raises:
+            InputError: naming the first file that is missing or damaged.
+        """
+        for shard in self._shards:
+            shard.verify()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "fingerprint": self.fingerprint}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["folder"])  # type: ignore[misc]  # a pickle holds the path alone
+        if self.fingerprint != state["fingerprint"]:
+            raise InputError(f"{self.folder}: expected the latents that were pickled, but the store has changed")
 
 
-def shard_name(number: int) -> str:
-    """File name of a shard."""
-    return f"latents-{number:05d}.safetensors"
+class _Shard:
+    """A shard of the present format.  Its files are opened when they are used."""
+
+    def __init__(self, folder: Path, plan: StorePlan, entry: ShardEntry) -> None:
+        self._folder, self._plan, self._entry = folder, plan, entry
+        self.rows = entry.sources * plan.rows_per_source
+        self._file: TensorFile | None = None
+        self._sources_file: TensorFile | None = None
+
+    def open(self) -> TensorFile:
+        if self._file is None:
+            file = _open(self._folder / self._entry.latents_file, self._entry.latents_header)
+            check_shard(file, self._plan, self.rows)
+            self._file = file
+        return self._file
+
+    @property
+    def names(self) -> "_Lazy":
+        return _Lazy(self._entry.sources, lambda: TextList(self._sources(), "names"))
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        file = self._sources()
+        if "skipped.ends" not in file.names:
+            return []
+        return list(zip(TextList(file, "skipped"), TextList(file, "reasons"), strict=True))
+
+    @property
+    def labels(self) -> Tensor | None:
+        file = self._sources()
+        return file.tensor("labels") if "labels" in file.names else None
+
+    def verify(self) -> None:
+        path = self._folder / self._entry.latents_file
+        self.open().verify()
+        self._sources().verify()
+        with path.open("rb") as file:
+            digest = hashlib.sha256()
+            while block := file.read(1 << 20):
+                digest.update(block)
+        if digest.hexdigest() != self._entry.latents_sha256:
+            raise InputError(f"{path}: damaged: it does not have its SHA-256")
+
+    def _sources(self) -> TensorFile:
+        if self._sources_file is None:
+            self._sources_file = _open(self._folder / self._entry.sources_file, self._entry.sources_header)
+        return self._sources_file
+
+
+class _FirstShard:
+    """A shard of the first format, without checksums of blocks: the whole file is verified when it is used first."""
+
+    def __init__(self, path: Path, plan: StorePlan, rows: int, sha256: str) -> None:
+        self._path, self._plan, self.rows, self._sha256 = path, plan, rows, sha256
+        self._file: TensorFile | None = None
+
+    def open(self) -> TensorFile:
+        if self._file is None:
+            self.verify()
+        assert self._file is not None  # for the type checker
+        return self._file
+
+    def verify(self) -> None:
+        if not self._path.is_file():
+            raise InputError(f"{self._path}: missing from the latent store")
+        file = TensorFile(self._path, checksums=False)
+        check_shard(file, self._plan, self.rows)
+        if hashlib.sha256(self._path.read_bytes()).hexdigest() != self._sha256:
+            raise InputError(f"{self._path}: damaged: it does not have its SHA-256")
+        self._file = file
+
+
+class _Lazy(Sequence[str]):
+    """The names of one shard, whose file is opened when one is read."""
+
+    def __init__(self, length: int, texts: Any) -> None:
+        self._length, self._texts = length, texts
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._texts()[index]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._texts())
+
+
+class _Joined(Sequence[str]):
+    """The names of all shards, one after the other."""
+
+    def __init__(self, parts: Sequence[Sequence[str]]) -> None:
+        self._parts, self._starts = parts, [0, *accumulate(map(len, parts))]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        part = int(np.searchsorted(self._starts, number, side="right")) - 1
+        return self._parts[part][number - self._starts[part]]
+
+    def __iter__(self) -> Iterator[str]:
+        for part in self._parts:
+            yield from part
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]  # compared by content, like a list
 
 
 def is_latent_store(folder: str | Path) -> bool:
-    """Whether a folder holds an ``index.json`` of this format; other files of the store may still be damaged."""
+    """Whether a folder holds an ``index.json`` of a latent store; files of the store may still be damaged."""
+    path = Path(folder) / INDEX
+    if not path.is_file():
+        return False
     try:
-        _read_index(Path(folder))
+        return str(read_json(path).get("format")).startswith("revq-latents-")
     except InputError:
         return False
-    return True
 
 
-def _read_index(folder: Path) -> tuple[bytes, dict[str, Any]]:
-    path = folder / "index.json"
-    try:
-        text = path.read_bytes()
-        index = json.loads(text)
-    except OSError:
+def read_index(folder: Path) -> dict[str, Any]:
+    """The values of a finished store's index.
+
+    Raises:
+        InputError: if there is none, or it is damaged, of another format or of a newer version.
+    """
+    path = folder / INDEX
+    if not path.is_file():
         partial = folder.with_name(folder.name + ".partial")
         hint = f" ({partial} is unfinished: run its `revq encode` again)" if partial.exists() else ""
-        raise InputError(f"{folder}: expected a folder of latents, found no index.json{hint}") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise InputError(f"{folder}: expected a folder of latents, found no {INDEX}{hint}")
+    format_ = read_json(path).get("format")
+    if format_ == UNFINISHED:
+        raise InputError(f"{folder}: expected finished latents, got unfinished ones: run its `revq encode` again")
+    if format_ not in (FORMAT, _FIRST_FORMAT):
+        if isinstance(format_, str) and format_.startswith("revq-latents-"):
+            raise InputError(f"{path}: expected {FORMAT} or older, got {format_}: a newer revq wrote it")
         raise InputError(f"{path}: expected the index of a latent store ({FORMAT}), got something else")
-    return text, index
+    return read_manifest(path, unchecked=frozenset({_FIRST_FORMAT}))
 
 
-def _open_shard(path: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """Memory map of a shard's tensor; bfloat16 as int16 with the same bits."""
-    tag, torch_dtype = _DTYPES[dtype]
+def parse_index(folder: Path, index: dict[str, Any]) -> tuple[StorePlan, list[ShardEntry]]:
+    """The plan and the shards of an index of the present format."""
+    path = folder / INDEX
     try:
-        with path.open("rb") as file:
-            header_size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(header_size) if header_size < path.stat().st_size else b"")
-        entry = header["latents"]
-        start, stop = entry["data_offsets"]
-        found = (tuple(entry["shape"]), entry["dtype"], stop - start, path.stat().st_size)
-    except FileNotFoundError:
-        raise InputError(f"{path}: missing from the latent store") from None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{path}: damaged, not a safetensors file of latents") from None
-    size = int(np.prod(shape)) * torch_dtype.itemsize
-    if found != (shape, tag, size, 8 + header_size + stop):
-        raise InputError(
-            f"{path}: expected {shape} {dtype} in {size} bytes, got {found[0]} {found[1]} in a file of {found[3]}"
-        )
-    numpy_dtype = {"float32": "<f4", "float16": "<f2", "bfloat16": "<i2"}[dtype]
-    return np.memmap(path, numpy_dtype, mode="r", offset=8 + header_size + start, shape=shape)
+        known = {item.name for item in fields(StorePlan)}
+        plan = StorePlan(**{name: value for name, value in index["plan"].items() if name in known})
+        entries = [ShardEntry(**entry) for entry in index["shards"]]
+        for entry in entries:
+            if not (str(entry.id).isalnum() and _is_int(entry.sources) and entry.sources >= 0):
+                raise ValueError(f"shard {entry.id!r}")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: not a valid latent index: {error}") from None
+    return plan, entries
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def check_shard(file: TensorFile, plan: StorePlan, rows: int) -> None:
+    """Check the tensors of a shard.
+
+    Raises:
+        InputError: if they are not those of the plan.
+    """
+    expected = ((rows, *plan.latent_shape), DTYPES[plan.dtype])
+    for name in plan.tensors:
+        found = (file.shape(name), file.dtype(name)) if name in file.names else None
+        if found != expected:
+            raise InputError(f"{file.path}: expected {name} {expected[0]} {plan.dtype}, got {found or 'none'}")
+
+
+def _fingerprint(plan: StorePlan, entries: Sequence[ShardEntry]) -> str:
+    parts = [plan.to_dict(), [[entry.sources, entry.latents_sha256] for entry in entries]]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _check_size(path: Path, size: int) -> None:
+    """Find a missing or shortened file before any work is done, without opening it."""
+    if not path.is_file():
+        raise InputError(f"{path}: missing from the latent store")
+    if path.stat().st_size != size:
+        raise InputError(f"{path}: damaged: expected {size} bytes, got {path.stat().st_size}")
+
+
+def _open(path: Path, header: str) -> TensorFile:
+    if not path.is_file():
+        raise InputError(f"{path}: missing from the latent store")
+    file = TensorFile(path)
+    if file.header_digest != header:
+        raise InputError(f"{path}: damaged, or of another store: its header does not have its SHA-256")
+    return file
+
+
+def _first_format(folder: Path, index: dict[str, Any]) -> tuple[StorePlan, list[_FirstShard], list[str]]:
+    path = folder / INDEX
+    try:
+        names = [str(name) for name in index["sources"]]
+        known = ("vae", "vae_fingerprint", "latent_shape", "image_size", "crops", "seed", "dtype")
+        plan = StorePlan(**{name: index[name] for name in known}, options={"inputs": index["inputs"]})
+        shards = []
+        for shard in index["shards"]:
+            name, rows = str(shard["file"]), shard["rows"]
+            if Path(name).name != name or not _is_int(rows) or rows < 1:
+                raise ValueError(f"shard {name!r} of {rows!r} rows")
+            shards.append(_FirstShard(folder / name, plan, rows, str(shard["sha256"])))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: not a valid latent index: {error}") from None
+    if sum(shard.rows for shard in shards) != len(names) * plan.rows_per_source:
+        raise InputError(f"{path}: the shards do not add up to {len(names) * plan.rows_per_source} rows")
+    return plan, shards, names
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

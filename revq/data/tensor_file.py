@@ -8,6 +8,8 @@ Block i of a tensor holds the bytes i * block_bytes ... (i + 1) * block_bytes - 
 the file's header, in which that value itself is ``00000000``.
 """
 
+import hashlib
+import itertools
 import json
 import math
 import os
@@ -58,10 +60,10 @@ class TensorFileWriter:
         max_text: upper bound of the characters of the metadata and of the tensors' names.
     """
 
-    def __init__(self, path: str | Path, *, max_bytes: int, max_tensors: int = 16, max_text: int = 4096) -> None:
+    def __init__(self, path: str | Path, *, max_bytes: int, max_tensors: int = 12, max_text: int = 256) -> None:
         blocks = max_bytes // BLOCK_BYTES + max_tensors
         # Four times the text: JSON inside JSON escapes quotes and other letters.
-        self._room = 8 * -(-(512 + 8 * blocks + 256 * max_tensors + 4 * max_text) // 8)
+        self._room = 8 * -(-(256 + 8 * blocks + 192 * max_tensors + 4 * max_text) // 8)
         self._file = Path(path).open("wb")  # noqa: SIM115 - closed by `close`
         self._file.seek(8 + self._room)
         self._entries: dict[str, dict[str, Any]] = {}
@@ -88,7 +90,7 @@ class TensorFileWriter:
             raise ValueError(
                 f"rows: expected {entry['dtype']} [n, *{entry['shape'][1:]}], got {rows.dtype} {[*rows.shape]}"
             )
-        data = memoryview(_bytes_of(rows))
+        data = _bytes_of(rows).data
         entry["shape"][0] += rows.shape[0]
         entry["data_offsets"][1] += len(data)
         self._size += len(data)
@@ -166,6 +168,7 @@ class TensorFile:
 
     Attributes:
         metadata: the texts of the header, without the checksums.
+        header_digest: SHA-256 of the header, which holds the checksums of all blocks.
 
     Raises:
         InputError: if the file is missing or its header is damaged; later, if a block that is read is damaged.
@@ -176,7 +179,7 @@ class TensorFile:
         if not self.path.is_file():
             raise InputError(f"{path}: expected a file, found {'something else' if self.path.exists() else 'nothing'}")
         self._version = _version(self.path.stat())
-        self.metadata, self._entries = _read_header(self.path, required=checksums)
+        self.metadata, self._entries, self.header_digest = _read_header(self.path, required=checksums)
         self._verified = {name: bytearray(-(-entry.size // BLOCK_BYTES)) for name, entry in self._entries.items()}
 
     @property
@@ -206,6 +209,17 @@ class TensorFile:
         self._read_into(_bytes_of(out), name, start * (entry.size // max(1, entry.shape[0])))
         return out
 
+    def gather(self, name: str, rows: np.ndarray) -> Tensor:
+        """Rows of a tensor, in memory of their own; neighbors in ascending ``rows`` int64 ``[n]`` are read together."""
+        entry = self._entry(name)
+        out = torch.empty((len(rows), *entry.shape[1:]), dtype=entry.dtype)
+        row_bytes, place = entry.size // max(1, entry.shape[0]), _bytes_of(out)
+        breaks = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
+        for first, last in itertools.pairwise(breaks):
+            if last > first:
+                self._read_into(place[first * row_bytes : last * row_bytes], name, int(rows[first]) * row_bytes)
+        return out
+
     def verify(self) -> None:
         """Read every block.
 
@@ -227,7 +241,7 @@ class TensorFile:
         if not out.size:
             return
         file = self._open()
-        entry, verified, place = self._entries[name], self._verified[name], memoryview(out)
+        entry, verified, place = self._entries[name], self._verified[name], out.data
         stop = start + len(out)
         if entry.checksums is None:
             file.read_into(place, entry.start + start)
@@ -250,7 +264,7 @@ class TensorFile:
         """The file's descriptor.  Of a file that was written since the last read, all blocks are verified again."""
         file = _open(self.path)
         if file.version != self._version:
-            if _read_header(self.path, required=False) != (self.metadata, self._entries):
+            if _read_header(self.path, required=False)[2] != self.header_digest:
                 raise InputError(f"{self.path}: expected an unchanged file, but another one has replaced it")
             self._verified = {name: bytearray(len(blocks)) for name, blocks in self._verified.items()}
             self._version = file.version
@@ -263,6 +277,9 @@ def load_tensors(path: str | Path, *, checksums: bool = True) -> tuple[dict[str,
     return {name: file.tensor(name) for name in file.names}, file.metadata
 
 
+_preadv = getattr(os, "preadv", None)  # saves one copy where the system has it
+
+
 class _OpenFile:
     """An open descriptor, closed with the last reference: a thread that reads from it keeps it open."""
 
@@ -272,14 +289,17 @@ class _OpenFile:
         self.version = _version(os.fstat(self.descriptor))
 
     def read_into(self, place: memoryview, offset: int) -> None:
-        # pread, because processes that were forked share the position of a descriptor
-        done = 0
-        while done < len(place):
-            data = os.pread(self.descriptor, len(place) - done, offset + done)
-            if not data:
+        # Positioned reads, because processes that were forked share the position of a descriptor.
+        while len(place):
+            if _preadv is not None:
+                count = _preadv(self.descriptor, [place], offset)
+            else:
+                data = os.pread(self.descriptor, len(place), offset)
+                count = len(data)
+                place[:count] = data
+            if not count:
                 raise InputError(f"{self.path}: damaged: it ends early")
-            place[done : done + len(data)] = data
-            done += len(data)
+            place, offset = place[count:], offset + count
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
@@ -308,7 +328,7 @@ def _version(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _read_header(path: Path, *, required: bool) -> tuple[dict[str, str], dict[str, _Entry]]:
+def _read_header(path: Path, *, required: bool) -> tuple[dict[str, str], dict[str, _Entry], str]:
     with path.open("rb") as file:
         size = path.stat().st_size
         length = int.from_bytes(file.read(8), "little")
@@ -336,7 +356,7 @@ def _read_header(path: Path, *, required: bool) -> tuple[dict[str, str], dict[st
         end += entry.size
     if end != size:
         raise InputError(f"{path}: damaged: expected {end} bytes, got {size}")
-    return metadata, entries
+    return metadata, entries, hashlib.sha256(text).hexdigest()
 
 
 def _entry(name: str, value: dict[str, Any], begin: int, sums: dict[str, str] | None) -> _Entry:

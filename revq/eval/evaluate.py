@@ -125,7 +125,7 @@ def image_quality(pictures: Reconstructions) -> dict[str, Quality]:
 
 def mean_quality(parts: Iterable[tuple[int, dict[str, Quality]]]) -> dict[str, Quality]:
     """The means over all images, from the means over parts of them: pairs (images, `image_quality` of them)."""
-    count, sums = 0, {}
+    count, sums = 0, dict[str, tuple[float, float]]()
     for images, quality in parts:
         count += images
         for name, (psnr_mean, ssim_mean) in quality.items():

@@ -84,15 +84,24 @@ def page_paths(path: str | Path, count: int) -> list[Path]:
     return [path, *(path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(2, count + 1))]
 
 
-def save_pages(paths: Sequence[Path], sheets: "Iterator[Image]") -> None:
-    """Write one PNG per sheet, all or none: they get their names when the last one is drawn.  Holds one at a time."""
+def save_pages(paths: Sequence[Path], sheets: "Iterator[Image]") -> list[Path]:
+    """Write one PNG per sheet, all or none: they get their names when the last one is drawn.  Holds one at a time.
+
+    Args:
+        paths: for at least as many pages as there are sheets.
+        sheets: the pages.
+
+    Returns:
+        The paths that were written.
+    """
     with temporary_folder(paths[0]) as folder:
         pages = []
-        for path, sheet in zip(paths, sheets, strict=True):
-            pages.append((folder / path.name, path))
+        for path, sheet in zip(paths, sheets, strict=False):
+            pages.append(path)
             sheet.save(folder / path.name, format="PNG")
-        for temporary, path in pages:
-            os.replace(temporary, check_writable_file(path))  # noqa: PTH105 - the system call, atomic for each page
+        for path in pages:
+            os.replace(folder / path.name, check_writable_file(path))  # noqa: PTH105 - the system call
+    return pages
 
 
 def _fit(name: str, fits: Callable[[str], bool]) -> str:

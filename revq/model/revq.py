@@ -6,7 +6,7 @@ latents the model reads: `revq.Tokenizer` needs it.
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -247,12 +247,15 @@ def read_origin(path: Path) -> LatentOrigin:
     Raises:
         InputError: if the file is damaged.
     """
-    values = read_json(path)
+    expected = "expected JSON with vae, vae_fingerprint and image_size"
+    try:
+        values = read_json(path)
+    except InputError as error:
+        raise InputError(f"{path}: {expected} ({str(error).removeprefix(f'{path}: ')})") from None
     for name, kind in LatentOrigin.__annotations__.items():
-        value = values.get(name)
+        value: Any = values.get(name)
         if type(value) is not kind or (kind is int and not 0 <= value < 2**31):
-            expected = "a text" if kind is str else "a number of pixels"
-            raise InputError(f"{path}: expected {name} to be {expected}, got {str(value)[:60]!r}")
+            raise InputError(f"{path}: {expected}, two texts and pixels, got {name} {str(value)[:60]!r}")
     return LatentOrigin(*(values[name] for name in LatentOrigin._fields))
 
 

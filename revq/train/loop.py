@@ -126,7 +126,7 @@ def _train(
     optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)
 
     # The run starts here, or where the last checkpoint was written.
-    about = about_run(config, store.fingerprint, validation and validation.fingerprint)
+    about = about_run(config, store.fingerprint, validation.fingerprint if validation is not None else None)
     checkpoint = out / "checkpoint.pt"
     if not run.resume(checkpoint, about, model, optimizer, overwrite=overwrite):
         _initialize(model, config, store, device)
@@ -272,10 +272,10 @@ def _check(
     if not isinstance(log_every, int) or log_every < 1:
         raise InputError(f"log_every: expected a number >= 1, got {log_every}")
     _check_memory(config, device)
-    for start, latents in enumerate(validation.batches(1024) if validation is not None else ()):
-        broken = first_not_finite([("a latent", latents)])
+    for number, batch in enumerate(validation.batches(1024) if validation is not None else ()):
+        broken = first_not_finite([("a latent", batch)])
         if broken:
-            raise InputError(f"validation: expected finite latents, but {broken} after row {1024 * start}")
+            raise InputError(f"validation: expected finite latents, but {broken} after row {1024 * number}")
 
 
 def _check_memory(config: RunConfig, device: torch.device) -> None:

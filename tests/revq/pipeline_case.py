@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 
 from revq.config import ModelConfig, RectifierConfig, RunConfig, TrainConfig
-from revq.data.latents import LatentStore, save_latents
+from revq.data.latent_writer import save_latents
+from revq.data.latents import LatentStore
 
 SHAPE = (4, 4, 4)
 

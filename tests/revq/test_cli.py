@@ -18,6 +18,7 @@ from tiny_vae import IMAGE_SIZE, LATENT_SHAPE, save_photos, save_tiny_vae
 import revq
 from revq.cli import main
 from revq.data.images import center_crop, load_image, to_pil
+from revq.data.latent_writer import save_latents
 from revq.data.tokens import load_tokens, save_tokens
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,10 +68,8 @@ def test_latents_to_tokens(made, tmp_path, capsys):
     assert revq_main("tokenize", *model, "--images", made / "latents", "--out", tmp_path / "crops") == 0
     crops = load_tokens(tmp_path / "crops")
     assert crops.indices.shape == (36, 16) and crops.names[5] == "photo-02.png.1"
-    index = json.loads((made / "held_out" / "index.json").read_text()) | {"vae_fingerprint": "0" * 64}
-    other = shutil.copytree(made / "held_out", tmp_path / "other")
-    (other / "index.json").write_text(json.dumps(index))
-    assert revq_main("tokenize", *model, "--images", other, "--out", tmp_path / "none") == 2
+    other = save_latents(tmp_path / "other", store.rows(range(9)), vae_fingerprint="0" * 64)
+    assert revq_main("tokenize", *model, "--images", other.folder, "--out", tmp_path / "none") == 2
     assert "its latents are of another VAE" in capsys.readouterr().err
 
 
@@ -97,7 +96,7 @@ def test_images_to_tokens_to_images(made, tmp_path, capsys):
     assert revq_main("reconstruct", "--model", made / "run" / "model", "--images", *files, "--out", picture) == 0
     assert "rectified" in capsys.readouterr().out
     with Image.open(picture) as sheet:
-        assert sheet.size == (4 * (IMAGE_SIZE + 4) + 4, 22 + 3 * (IMAGE_SIZE + 4))
+        assert sheet.size == (4 * (IMAGE_SIZE + 4) + 4, 22 + 3 * (IMAGE_SIZE + 4 + 16))
         assert (
             sheet.crop((4, 22, 4 + IMAGE_SIZE, 22 + IMAGE_SIZE)).tobytes()
             == center_crop(images[0], IMAGE_SIZE).tobytes()
@@ -162,8 +161,8 @@ def test_train_again_continues_and_refuses_another_run(made, capsys):
     run = ("train", "--latents", made / "latents", "--validation", made / "held_out", "--out", made / "run", *SMALL)
     assert revq_main(*run) == 0
     assert (made / "run" / "model" / "model.safetensors").read_bytes() == before
-    assert revq_main(*run, "--train.seed", 1) == 2
-    assert "another configuration" in capsys.readouterr().err
+    assert revq_main(*run, "--train.seed", 1, "--train.learning-rate", 0.1) == 2
+    assert "(train.learning_rate 0.03 -> 0.1, train.seed 42 -> 1)" in capsys.readouterr().err
 
 
 def test_info(made, capsys):
@@ -382,8 +381,8 @@ def test_control_c_says_how_to_resume(made, tmp_path):
 def test_a_failing_demo_exits_with_1(monkeypatch, capsys, tmp_path):
     import revq.demo
 
-    monkeypatch.setattr(revq.demo, "demo", lambda out: revq.demo.DemoResult({}, ["the rectifier is of no use"]))
+    monkeypatch.setattr(revq.demo, "demo", lambda out, overwrite: revq.demo.DemoResult({}, ["the rectifier fails"]))
     assert revq_main("demo", "--out", tmp_path) == 1
-    assert capsys.readouterr().err == "revq: the demo failed: the rectifier is of no use\n"
-    monkeypatch.setattr(revq.demo, "demo", lambda out: revq.demo.DemoResult({}, []))
+    assert capsys.readouterr().err == "revq: the demo failed: the rectifier fails\n"
+    monkeypatch.setattr(revq.demo, "demo", lambda out, overwrite: revq.demo.DemoResult({}, []))
     assert revq_main("demo") == 0

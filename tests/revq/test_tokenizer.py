@@ -13,7 +13,7 @@ from tiny_vae import IMAGE_SIZE, LATENT_SHAPE, save_photos, save_tiny_vae
 
 from revq.config import ModelConfig, RectifierConfig
 from revq.data.images import center_crop, load_image, to_pil, to_tensor
-from revq.data.latents import save_latents
+from revq.data.latent_writer import save_latents
 from revq.data.tokens import load_tokens
 from revq.data.vae import load_vae
 from revq.errors import InputError

@@ -1,11 +1,13 @@
 """Token files: packed bits against Python integers, round trips, and damaged files."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
 
 from revq.data.tokens import bits_per_index, load_tokens, save_tokens
 from revq.errors import InputError
@@ -64,6 +66,7 @@ def test_damaged_files(tmp_path):
 
 
 def _write(path, packed, **changes):
+    """A token file of the first format."""
     about = {"format": "revq-tokens-1", "num_tokens": 4, "num_codes": 12, "names": ["a"], "model": ""} | changes
     save_file({"tokens": packed}, path, metadata={"revq": json.dumps(about)})
 
@@ -75,13 +78,63 @@ def test_inconsistent_files(tmp_path):
     assert load_tokens(path).indices.tolist() == [[0, 1, 2, 3]]
     for packed, changes, message in [
         (good, {"num_tokens": 5}, "expected tokens"),
+        (good, {"num_tokens": 1.5}, "not a token file"),
         (good, {"names": ["a", "b"]}, "expected tokens"),
-        (good, {"num_codes": 0}, "expected tokens"),
+        (good, {"num_codes": 0}, "not a token file"),
+        (good, {"num_codes": 10**30}, "not a token file"),
         (good, {"names": None}, "not a token file"),
         (good, {"format": "other"}, "not a token file"),
+        (good, {"format": "revq-tokens-3"}, "a newer revq wrote it"),
         (good.to(torch.int32), {}, "expected tokens"),
-        (torch.tensor([[0x10, 0xF2]], dtype=torch.uint8), {}, "indices below 12, got 15"),
+        (torch.tensor([[0x10, 0xF2]], dtype=torch.uint8), {}, "indices below 12 at position 3, got 15"),
     ]:
         _write(path, packed, **changes)
         with pytest.raises(InputError, match=message):
-            load_tokens(path)
+            load_tokens(path).indices.sum()
+
+
+@pytest.mark.parametrize("codes", [[1, 2, 3, 16384, 5], [262144] * 3, [2**32, 1]])
+def test_widths_per_position(tmp_path, codes):
+    rng = np.random.default_rng(0)
+    indices = np.stack([rng.integers(0, count, 9) for count in codes], axis=1)
+    path = tmp_path / "tokens.safetensors"
+    save_tokens(path, torch.from_numpy(indices), codes, labels=range(9))
+    file = load_tokens(path)
+    assert file.codes_per_position == tuple(codes) and file.labels.tolist() == list(range(9))
+    np.testing.assert_array_equal(file.indices.numpy(), indices)
+    widths = [max(1, (count - 1).bit_length()) for count in codes]
+    packed = load_file(path)["tokens"].numpy()
+    assert packed.shape == (9, -(-sum(widths) // 8)) and file.bits_per_sample == sum(widths)
+    for row, sample in zip(packed, indices, strict=True):
+        value, shift = 0, 0
+        for index, width in zip(sample.tolist(), widths, strict=True):
+            value, shift = value | index << shift, shift + width
+        assert int.from_bytes(row.tobytes(), "little") == value
+    with pytest.raises(ValueError, match="expected values in"):
+        save_tokens(path, torch.tensor([list(codes)]), codes)
+    np.testing.assert_array_equal(load_tokens(path).indices.numpy(), indices)
+
+
+def test_a_dataset(tmp_path):
+    indices = torch.randint(0, 1000, (50, 7), generator=torch.Generator().manual_seed(0))
+    save_tokens(tmp_path / "t", indices, 1000, names=["x\udc80", "日本", *map(str, range(48))])
+    file = load_tokens(tmp_path / "t")
+    assert len(file) == 50 and torch.equal(file[-1], indices[-1]) and file[0].dtype == torch.int64
+    assert file.names[:2] == ["x\udc80", "日本"] and len(pickle.dumps(file)) < 500
+    with pytest.raises(IndexError):
+        file[50]
+    batches = DataLoader(file, batch_size=8, sampler=list(range(49, -1, -1)), num_workers=2)
+    assert torch.equal(torch.cat([batch.clone() for batch in batches]), indices.flip(0))
+
+
+def test_every_flipped_bit_is_found(tmp_path):
+    path = tmp_path / "t"
+    indices = torch.randint(0, 100, (5, 7), generator=torch.Generator().manual_seed(0))
+    save_tokens(path, indices, 100, names=[*"abcde"], model="m")
+    whole, found = path.read_bytes(), 0
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        with pytest.raises(InputError):
+            load_tokens(path).verify()
+        found += 1
+    assert found == -(-len(whole) // 7)

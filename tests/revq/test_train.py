@@ -13,7 +13,7 @@ from pipeline_case import SHAPE, random_store, tiny_run
 
 from revq.config import RectifierConfig
 from revq.data.atomic import folder_lock
-from revq.data.latents import save_latents
+from revq.data.latent_writer import save_latents
 from revq.errors import InputError
 from revq.eval.evaluate import latent_errors
 from revq.interrupt import SIGNALS, Interrupted, signals_raise
