@@ -363,15 +363,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be valid text
-    if argv[:1] in (["--version"], ["-V"]):
-        print(f"revq {__version__}")
-        return 0
     verb, before = None, None
     try:
         with signals_raise():
-            verb = _parse(argv)
-            before = _outputs(verb)
-            code = verb.run()
+            if argv[:1] in (["--version"], ["-V"]):
+                print(f"revq {__version__}")
+                code = 0
+            else:
+                verb = _parse(argv)
+                before = _outputs(verb)
+                code = verb.run()
             sys.stdout.flush()
             return code
     except ModuleNotFoundError as error:
