@@ -76,7 +76,7 @@ def atomic_folder(target: str | Path, ours: frozenset[str], *, keep_others: bool
         for path in [*new.rglob("*"), new]:
             if path.is_dir():
                 _flush_folder(path)
-            elif not path.is_symlink():
+            elif path.is_file() and not path.is_symlink():  # opening a pipe would wait for its other end
                 _flush_file(path)
         try:
             new.rename(target)  # replaces an empty folder, too
