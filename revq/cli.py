@@ -8,6 +8,7 @@ end, in one step.  `encode` and `train` resume their own unfinished or finished 
 earlier demo without it.
 """
 
+import glob
 import io
 import itertools
 import os
@@ -394,7 +395,11 @@ def _outputs(verb: "Verb | None") -> dict[Path, tuple[int, ...]]:
     out = getattr(verb, "out", None)
     if out is None:
         return {}
-    found = [out, *out.parent.glob(f"{out.stem}-*{out.suffix}")] if isinstance(verb, Reconstruct) else [out]
+    found = (
+        [out, *out.parent.glob(f"{glob.escape(out.stem)}-*{glob.escape(out.suffix)}")]
+        if isinstance(verb, Reconstruct)
+        else [out]
+    )
     stats = {path: path.stat() for path in found if path.exists()}
     return {path: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
 

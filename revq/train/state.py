@@ -77,8 +77,12 @@ class RunState:
             model.state_dict(),
             optimizer.state_dict(),
         )
-        save_checkpoint(path, dict(zip(_KEYS, values, strict=True)))
-        self.saved = self.step
+        before = _version(path)
+        try:
+            save_checkpoint(path, dict(zip(_KEYS, values, strict=True)))
+        finally:
+            if _version(path) != before:  # also if a signal came after the file was in its place
+                self.saved = self.step
 
     def diverged(self, what: str, path: str | Path) -> str:
         """The message for a value that is not finite, which ``what`` names; it says what is left on disk."""
@@ -137,6 +141,11 @@ class RunState:
             raise Interrupted(getattr(error, "number", signal.SIGINT), saved) from None
 
 
+def _version(path: str | Path) -> tuple[int, int] | None:
+    """Changes when a file is replaced; None if there is none."""
+    return (Path(path).stat().st_ino, Path(path).stat().st_mtime_ns) if Path(path).exists() else None
+
+
 def about_run(config: RunConfig, latents: str, validation: str | None) -> str:
     """What identifies a run, as a JSON text: its configuration and the fingerprints of its stores of latents."""
     return json.dumps([to_dict(config), latents, validation])
@@ -160,10 +169,10 @@ def read_about(state: dict[str, Any], path: str | Path) -> list[Any]:
 def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     """The name of the first tensor that holds NaN or infinity, with the value and its place; None if all are finite.
 
-    Costs one pass over the values, without temporary tensors of their size, and one synchronization with the device.
+    Costs one pass over the values, without temporary tensors of their size, and one wait for the device per tensor.
     """
     named = [(name, tensor) for name, tensor in tensors if tensor.is_floating_point() and tensor.numel()]
-    ends = [torch.stack(torch.aminmax(tensor.detach())).double().cpu() for _, tensor in named]
+    ends = [torch.stack(torch.aminmax(tensor.detach())).cpu() for _, tensor in named]
     for (name, tensor), pair in zip(named, ends, strict=True):
         if not bool(pair.isfinite().all()):
             place = (~tensor.detach().isfinite()).nonzero()[0].tolist()
@@ -203,7 +212,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         _verify_checksums(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zipfile and torch raise many unrelated types for a damaged file
+    # The boundary to two foreign readers, of zip archives and of pickles, which raise many unrelated types.
+    except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{path}: damaged or not a checkpoint: {reason[:120]}") from None
     if not isinstance(state, dict):

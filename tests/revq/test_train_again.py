@@ -4,6 +4,7 @@ import math
 import os
 import re
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from revq.data.atomic import folder_lock
 from revq.errors import InputError
 from revq.interrupt import SIGNALS, Interrupted, signals_raise
 from revq.model.revq import ReVQ
+from revq.train import state
 from revq.train.loop import train
 from revq.train.state import load_checkpoint
 from revq.train.track import read_records
@@ -146,6 +148,37 @@ def test_a_second_interruption_stops_at_once(tmp_path, store, monkeypatch):
         assert (tmp_path / str(step) / "checkpoint.pt").exists() == (step == 8)
 
 
+def test_an_interruption_after_a_checkpoint_is_in_place_says_its_step(tmp_path, store, monkeypatch):
+    save = state.save_checkpoint
+
+    def save_and_stop(path, values):
+        save(path, values)
+        if values["step"] == 12:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(state, "save_checkpoint", save_and_stop)
+    with pytest.raises(Interrupted, match="step 12 is saved"):
+        train(tiny_run(), store, tmp_path / "run", progress=False)
+
+
+def test_training_in_a_thread(tmp_path, store):
+    """Python lets the main thread alone handle signals."""
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(train, tiny_run(epochs=1), store, tmp_path / "run", progress=False).result().steps == 6
+
+
+def test_an_unfinished_run_is_extended(tmp_path, store, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 8)
+        with pytest.raises(Interrupted):
+            train(tiny_run(epochs=2), store, tmp_path / "run", progress=False)
+    result = train(tiny_run(epochs=3), store, tmp_path / "run", progress=False)
+    epochs = [record for record in read_records(tmp_path / "run" / "metrics.jsonl") if record["kind"] == "epoch"]
+    assert result.steps == 18 and [record["step"] for record in epochs] == [6, 12, 18]
+    rates = [3e-2 * 0.05 ** (epoch / length) for epoch, length in ((0, 2), (1, 3), (2, 3))]
+    assert [record["lr"] for record in epochs] == pytest.approx(rates)
+
+
 def test_handlers_of_the_host_program_are_left_alone(tmp_path, store, monkeypatch):
     calls = []
     before = signal.signal(signal.SIGTERM, lambda *args: calls.append(args))
@@ -180,9 +213,9 @@ def test_a_run_that_diverges_saves_nothing_that_is_not_finite(tmp_path, store, o
     assert "\n" not in str(caught.value) and re.search(r"(is|are|is not finite \() ?-?(nan|inf)", str(caught.value))
     assert not (out / "model").exists()
     if (out / "checkpoint.pt").exists():
-        state = load_checkpoint(out / "checkpoint.pt")
-        assert f"step {state['step']} is kept" in str(caught.value)
-        tensors = [*state["model"].values(), *(t for s in state["optimizer"]["state"].values() for t in s.values())]
+        saved = load_checkpoint(out / "checkpoint.pt")
+        assert f"step {saved['step']} is kept" in str(caught.value)
+        tensors = [*saved["model"].values(), *(t for s in saved["optimizer"]["state"].values() for t in s.values())]
         assert all(bool(tensor.isfinite().all()) for tensor in tensors)
     else:
         assert "nothing was saved" in str(caught.value)
