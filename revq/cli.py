@@ -2,29 +2,44 @@
 
 A verb is a dataclass: its fields are the options, their docstrings the help.  A verb imports what it needs in `run`, so
 that --help and wrong options answer at once.
+
+One rule for outputs: what exists is refused, before any work, unless --overwrite is given; then it is replaced at the
+end, in one step.  `encode` and `train` resume their own unfinished or finished work without it.  `demo` replaces an
+earlier demo without it.
 """
 
-import ast
-import dataclasses
-import inspect
+import glob
+import io
 import itertools
+import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, Union, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
-from revq.config import RunConfig
+from revq import __version__
+from revq.config import LARGEST_INT, RunConfig
+from revq.config_options import options, override
 from revq.errors import InputError
+from revq.interrupt import signals_raise
 from revq.recipes import RECIPES
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
 
     from revq.data.images import NamedFile
     from revq.tokenizer import Tokenizer
 
-DESCRIPTION = "Turn a frozen image VAE into a VQ-VAE: images to latents, latents to a model, images to tokens and back."
+DESCRIPTION = (
+    "Turn a frozen image VAE into a VQ-VAE: images to latents, latents to a model, images to tokens and back.\n\n"
+    "revq --version prints the version."
+)
+_LARGEST_SIDE = 8192  # pixels; a batch of larger images does not fit into any memory
+_ROWS_PER_PAGE = 16
 
 
 @dataclass(frozen=True)
@@ -36,12 +51,16 @@ class Demo:
 
     out: Path = Path("runs/demo")
     """Folder for the comparison of images, the plot of the losses, the log and the model."""
+    overwrite: bool = False
+    """Replace files of the demo's names that no demo wrote.  An earlier demo is replaced without it."""
+
+    after_interruption: ClassVar[str] = "the next demo starts from the beginning"
 
     def run(self) -> int:
         """Run the demo."""
         from revq.demo import demo
 
-        failures = demo(self.out).failures
+        failures = demo(self.out, overwrite=self.overwrite).failures
         for failure in failures:
             print(f"revq: the demo failed: {failure}", file=sys.stderr)
         return 1 if failures else 0
@@ -67,16 +86,37 @@ class Encode:
     """Images per call of the encoder."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """dtype of the stored latents."""
+    background: tuple[int, int, int] = (255, 255, 255)
+    """Color (red, green, blue) behind transparent pixels."""
+    shard_mib: int = 256
+    """Approximate size of a file of the store, in MiB."""
+    on_error: Literal["skip", "stop"] = "skip"
+    """What to do about an image that cannot be read: leave it out and list it, or stop."""
+    trust_mtime: bool = False
+    """On resume, take files whose size and time of last change are as before instead of reading them again."""
     device: str = "cpu"
     """Where the VAE runs."""
+    overwrite: bool = False
+    """Replace other latents in the output folder.  These very latents are resumed without it."""
+
+    after_interruption: ClassVar[str] = "the same command keeps the finished shards, if any, and makes the others"
 
     def run(self) -> int:
         """Encode."""
+        from revq.data.atomic import check_writable_folder
         from revq.data.encode import encode_folder
-        from revq.data.images import list_images
+        from revq.data.images import image_files
         from revq.data.vae import load_vae
 
-        list_images(self.images)  # fail before loading the VAE
+        _check_range("image_size", self.image_size, 1, _LARGEST_SIDE)
+        _check_range("batch_size", self.batch_size, 1, LARGEST_INT)
+        _check_range("crops", self.crops, 0, 1_000_000)
+        _check_range("shard_mib", self.shard_mib, 1, 1 << 20)
+        for level in self.background:
+            _check_range("background", level, 0, 255)
+        _check_range("seed", self.seed, -(2**63), 2**63 - 1)
+        check_writable_folder(self.out, frozenset(), keep_others=True)
+        listing = image_files([self.images])  # fail before loading the VAE
         store = encode_folder(
             self.images,
             load_vae(self.vae, device=_device(self.device)),
@@ -86,77 +126,34 @@ class Encode:
             seed=self.seed,
             batch_size=self.batch_size,
             dtype=self.dtype,
+            background=self.background,
+            shard_bytes=self.shard_mib << 20,
+            on_error=self.on_error,
+            trust_mtime=self.trust_mtime,
+            overwrite=self.overwrite,
         )
         print(f"{self.out}: {len(store)} latents of (C, h, w) = {store.shape}")
+        print(_images_text(len(store.names), [*listing.skipped, *store.skipped]))
         return 0
-
-
-def _options(recipes: dict[str, Any]) -> type:
-    """The fields of a configuration dataclass as options without defaults, for `Train`.
-
-    The result is a `TypedDict` of which every key is optional: parsing gives a dictionary of the options that the user
-    gave and leaves out the others, which the recipe supplies.  The recipe is known only after parsing.
-
-    Args:
-        recipes: the configuration in each recipe, by the recipe's name.  An option's help is the docstring of its field
-            followed by its values in the recipes.
-    """
-    config = type(next(iter(recipes.values())))
-    types, docs = get_type_hints(config), _field_docs(config)
-    options: dict[str, Any] = {}
-    help_lines = []
-    for name in [item.name for item in dataclasses.fields(config)]:
-        values = {recipe: getattr(value, name) for recipe, value in recipes.items()}
-        if dataclasses.is_dataclass(types[name]):
-            options[name], default = _options(values), ""
-        elif len(set(values.values())) == 1:
-            options[name], default = types[name], f"  All recipes: {next(iter(values.values()))}."
-        else:
-            texts = (f"{recipe} {value}" for recipe, value in values.items())
-            options[name], default = types[name], f"  Recipes: {', '.join(texts)}."
-        help_lines.append(f"    {name}: {docs.get(name, '')}{default}")
-    made = TypedDict(f"{config.__name__}Options", options, total=False)  # type: ignore[misc]  # made at run time
-    made.__doc__ = "\n".join([inspect.getdoc(config) or "", "", "Attributes:", *help_lines])
-    return made
-
-
-def _field_docs(config: type) -> dict[str, str]:
-    """The docstring below each field of a dataclass, on one line; Python does not keep them at run time."""
-    try:
-        source = ast.parse(inspect.getsource(config)).body[0]
-    except OSError:  # installed without source files
-        return {}
-    assert isinstance(source, ast.ClassDef)
-    return {
-        field.target.id: " ".join(doc.value.value.split())
-        for field, doc in itertools.pairwise(source.body)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        if isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant) and isinstance(doc.value.value, str)
-    }
-
-
-def _override(config: Any, given: dict[str, Any]) -> Any:
-    """``config`` with the values of ``given``, which holds a dictionary for a nested configuration."""
-    fields = {k: _override(getattr(config, k), v) if isinstance(v, dict) else v for k, v in given.items()}
-    return dataclasses.replace(config, **fields)
 
 
 if TYPE_CHECKING:
     ModelOptions = dict[str, Any]
     TrainOptions = dict[str, Any]
 else:
-    ModelOptions = _options({name: recipe().model for name, recipe in RECIPES.items()})
-    TrainOptions = _options({name: recipe().train for name, recipe in RECIPES.items()})
+    ModelOptions = options({name: recipe().model for name, recipe in RECIPES.items()})
+    TrainOptions = options({name: recipe().train for name, recipe in RECIPES.items()})
 
 
 @dataclass(frozen=True)
 class Train:
-    """Train a model on latents.  The same command again resumes from its last checkpoint."""
+    """Train a model on latents.  The same command again resumes from its last checkpoint; more epochs extend the run."""
 
     latents: Path
     """The latent store to train on."""
     out: Path
-    """Folder of the run: checkpoint.pt, metrics.jsonl and, at the end, model/."""
+    """Folder of the run: checkpoint.pt, metrics.jsonl and, at the end, the model in model/ (beside them if the folder's
+    own name is model)."""
     validation: Path | None = None
     """A latent store on which to measure the errors after each epoch."""
     recipe: Literal["demo", "paper_512t", "paper_256t", "paper_256t_large"] = "demo"
@@ -165,23 +162,29 @@ class Train:
     train: TrainOptions = field(default_factory=dict)
     device: str = "cpu"
     """Where to train."""
+    overwrite: bool = False
+    """Replace another run, or a damaged checkpoint, in the output folder.  This very run is resumed without it."""
+
+    after_interruption: ClassVar[str] = "the same command goes on from there"
 
     def run(self) -> int:
         """Train."""
         from revq.data.latents import LatentStore
+        from revq.model.revq import model_folder
         from revq.train.loop import train
 
         store = LatentStore(self.latents)
         recipe = RECIPES[self.recipe]()
         config = RunConfig(
             self.recipe,
-            _override(recipe.model, {"latent_shape": store.shape, **self.model}),
-            _override(recipe.train, self.train),
+            override(recipe.model, {"latent_shape": store.shape, **self.model}),
+            override(recipe.train, self.train),
         )
         validation = LatentStore(self.validation) if self.validation else None
-        result = train(config, store, self.out, validation=validation, device=_device(self.device))
+        device = _device(self.device)
+        result = train(config, store, self.out, validation=validation, device=device, overwrite=self.overwrite)
         used = f"utilization {result.last_epoch.utilization:.2%}, perplexity {result.last_epoch.perplexity:.1f}"
-        print(f"{self.out / 'model'}: {result.steps} steps, in the last epoch {used}")
+        print(f"{model_folder(self.out)}: {result.steps} steps, in the last epoch {used}")
         if result.validation:
             errors = result.validation
             print(
@@ -195,32 +198,48 @@ class Reconstruct:
     """Write a picture of images beside their reconstructions: by the VAE, and from tokens without and with rectifier."""
 
     model: str
-    """Model folder or Hugging Face id."""
+    """Model folder, folder of a run, or Hugging Face id."""
     images: tuple[Path, ...]
     """Images, or folders of images."""
     out: Path
-    """The picture to write, a PNG."""
+    """The picture to write, a PNG; after 16 images, further pages go to NAME-2.png, NAME-3.png, ... beside it."""
     vae: str | None = None
     """Folder or Hugging Face id of the model's VAE, if it is no longer where it was."""
+    on_error: Literal["skip", "stop"] = "skip"
+    """What to do about an image that cannot be read: leave it out, or stop."""
     device: str = "cpu"
     """Where to run."""
+    overwrite: bool = False
+    """Replace pictures that exist."""
 
     def run(self) -> int:
         """Reconstruct."""
-        from revq.data.images import center_crop, image_files, load_image, to_pil, to_tensor
-        from revq.eval.evaluate import image_quality, reconstruct
-        from revq.eval.report import save_comparison, table
+        from revq.data.images import image_files, to_pil, to_tensor
+        from revq.eval.evaluate import LABELS, Quality, image_quality, mean_quality, reconstruct
+        from revq.eval.report import comparison, page_paths, save_pages, table
+        from revq.tokenizer import load_crops
 
-        files = image_files(self.images).files
-        _check_output(self.out, files, ".png")
+        files, skipped = image_files(self.images)
+        paths = page_paths(self.out, -(-len(files) // _ROWS_PER_PAGE))
+        for path in paths:
+            _check_output(path, self.overwrite, files, ".png")
         tokenizer = _tokenizer(self)
-        originals = to_tensor([center_crop(load_image(file.path), tokenizer.image_size) for file in files])
-        pictures = reconstruct(tokenizer.model, tokenizer.vae, originals)
-        labels = ("original", "VAE", "quantized", "rectified")
-        save_comparison(self.out, [(label, to_pil(images)) for label, images in zip(labels, pictures, strict=True)])
-        rows = [[name, f"{value.psnr:.2f}", f"{value.ssim:.4f}"] for name, value in image_quality(pictures).items()]
+        images = load_crops(files, tokenizer.image_size, on_error=self.on_error, skipped=skipped)
+        qualities: list[tuple[int, dict[str, Quality]]] = []
+
+        def sheets() -> "Iterator[Image]":
+            while page := list(itertools.islice(images, _ROWS_PER_PAGE)):
+                originals = to_tensor([image for _, image in page])
+                pictures = reconstruct(tokenizer.model, tokenizer.vae, originals)
+                qualities.append((len(page), image_quality(pictures)))
+                columns = [(label, to_pil(column)) for label, column in zip(LABELS, pictures, strict=True)]
+                yield comparison(columns, [name for name, _ in page])
+
+        paths = save_pages(paths, sheets())
+        rows = [[name, f"{value.psnr:.2f}", f"{value.ssim:.4f}"] for name, value in mean_quality(qualities).items()]
         print(table(["", "PSNR dB", "SSIM"], rows))
-        print(f"{self.out}: {len(files)} images")
+        pages = f" on {len(paths)} pages, up to {paths[-1].name}" if len(paths) > 1 else ""
+        print(f"{self.out}: {_images_text(sum(count for count, _ in qualities), skipped)}{pages}")
         return 0
 
 
@@ -229,7 +248,7 @@ class Tokenize:
     """Turn images, or the latents that `revq encode` made of them, into a token file."""
 
     model: str
-    """Model folder or Hugging Face id."""
+    """Model folder, folder of a run, or Hugging Face id."""
     images: tuple[Path, ...]
     """Images, folders of images, or one latent store."""
     out: Path
@@ -238,8 +257,12 @@ class Tokenize:
     """Folder or Hugging Face id of the model's VAE, if it is no longer where it was."""
     batch_size: int = 16
     """Images per call of the encoder."""
+    on_error: Literal["skip", "stop"] = "skip"
+    """What to do about an image that cannot be read: leave it out and list it, or stop."""
     device: str = "cpu"
     """Where to run."""
+    overwrite: bool = False
+    """Replace a file that exists."""
 
     def run(self) -> int:
         """Tokenize."""
@@ -247,12 +270,17 @@ class Tokenize:
         from revq.data.latents import is_latent_store
         from revq.tokenizer import tokenize_files
 
+        _check_range("batch_size", self.batch_size, 1, LARGEST_INT)
         if len(self.images) == 1 and is_latent_store(self.images[0]):
             return self._run_on_latents()
-        files = image_files(self.images).files
-        _check_output(self.out, files)
-        count, tokens, _ = tokenize_files(_tokenizer(self), files, self.out, batch_size=self.batch_size)
-        print(f"{self.out}: {count} images of {tokens} tokens, {self.out.stat().st_size} bytes")
+        files, left_out = image_files(self.images)
+        _check_output(self.out, self.overwrite, files)
+        count, tokens, skipped = tokenize_files(
+            _tokenizer(self), files, self.out, batch_size=self.batch_size, on_error=self.on_error
+        )
+        print(
+            f"{self.out}: {_images_text(count, [*left_out, *skipped])}; each of {tokens} tokens, {self.out.stat().st_size} bytes"
+        )
         return 0
 
     def _run_on_latents(self) -> int:
@@ -260,7 +288,7 @@ class Tokenize:
         from revq.model.revq import TOKENIZER, ReVQ, model_file, read_origin
         from revq.tokenizer import tokenize_store
 
-        _check_output(self.out, [])
+        _check_output(self.out, self.overwrite)
         store = LatentStore(self.images[0])
         origin = read_origin(model_file(self.model, TOKENIZER))
         if store.plan.vae_fingerprint != origin.vae_fingerprint:
@@ -278,25 +306,32 @@ class Detokenize:
     """Turn a token file back into images."""
 
     model: str
-    """Model folder or Hugging Face id."""
+    """Model folder, folder of a run, or Hugging Face id."""
     tokens: Path
     """The token file."""
     out: Path
-    """New folder for the images, PNG."""
+    """Folder for the images, PNG; new or empty unless --overwrite is given."""
     vae: str | None = None
     """Folder or Hugging Face id of the model's VAE, if it is no longer where it was."""
     batch_size: int = 16
     """Images per call of the decoder."""
     device: str = "cpu"
     """Where to run."""
+    overwrite: bool = False
+    """Replace files of the same names in the output folder; all others stay."""
 
     def run(self) -> int:
         """Detokenize."""
+        from revq.data.atomic import check_writable_folder
         from revq.data.tokens import load_tokens
         from revq.tokenizer import detokenize_file
 
+        _check_range("batch_size", self.batch_size, 1, LARGEST_INT)
+        check_writable_folder(self.out, frozenset(), keep_others=self.overwrite)
         load_tokens(self.tokens)  # fail before loading the VAE
-        count = detokenize_file(_tokenizer(self), self.tokens, self.out, batch_size=self.batch_size)
+        count = detokenize_file(
+            _tokenizer(self), self.tokens, self.out, batch_size=self.batch_size, overwrite=self.overwrite
+        )
         print(f"{self.out}: {count} images")
         return 0
 
@@ -321,22 +356,67 @@ Verb = Demo | Encode | Train | Reconstruct | Tokenize | Detokenize | Info
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit code: 0, 1 if the demo misses a threshold, 2 for bad input, 130 on Ctrl-C."""
+    """Run one command line; returns the exit code.
+
+    0, 1 if the demo misses a threshold, 2 for bad input or a full disk, 128 + its number after a signal (130 on Ctrl-C,
+    143 on SIGTERM).
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be valid text
+    verb, before = None, None
     try:
-        return _parse(argv).run()
+        with signals_raise():
+            if argv[:1] in (["--version"], ["-V"]):
+                print(f"revq {__version__}")
+                code = 0
+            else:
+                verb = _parse(argv)
+                before = _outputs(verb)
+                code = verb.run()
+            sys.stdout.flush()
+            return code
     except ModuleNotFoundError as error:
         return _fail(f"the Python package {error.name} is missing: pip install 'revq[train]'")
     except (InputError, OSError) as error:  # OSError: no permission, disk full
         return _fail(" ".join(str(error).split()))
-    except KeyboardInterrupt:
-        resumes = argv[:1] in (["encode"], ["train"])
-        print(
-            "\nrevq: interrupted"
-            + ("; the same command goes on from its last finished shard or checkpoint" if resumes else ""),
-            file=sys.stderr,
-        )
-        return 130
+    except KeyboardInterrupt as error:
+        print(f"\nrevq: interrupted{_after_interruption(verb, before, error)}", file=sys.stderr)
+        return 128 + getattr(error, "number", signal.SIGINT)
+    except (MemoryError, RuntimeError) as error:
+        text = str(error).lower()  # torch has no type of its own for this on the CPU
+        if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+            return _fail("not enough memory; give a smaller batch size, image size or model")
+        raise
+
+
+def _outputs(verb: "Verb | None") -> dict[Path, tuple[int, ...]]:
+    """The files at the output of a verb, with what changes when they are replaced."""
+    out = getattr(verb, "out", None)
+    if out is None:
+        return {}
+    found = (
+        [out, *out.parent.glob(f"{glob.escape(out.stem)}-*{glob.escape(out.suffix)}")]
+        if isinstance(verb, Reconstruct)
+        else [out]
+    )
+    stats = {path: path.stat() for path in found if path.exists()}
+    return {path: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
+
+
+def _after_interruption(verb: "Verb | None", before: "dict[Path, tuple[int, ...]] | None", error: BaseException) -> str:
+    """What is on disk after an interruption, and what the same command does next."""
+    if verb is None or isinstance(verb, Info):
+        return ""
+    if isinstance(verb, Train):
+        saved = getattr(error, "saved", "")
+        if not saved or saved.startswith("this call"):
+            return "; this call saved nothing"
+        return f"; {saved}, {verb.after_interruption}"
+    if isinstance(verb, Demo | Encode):
+        return f"; {verb.after_interruption}"
+    written = sorted(str(path) for path, stat in _outputs(verb).items() if (before or {}).get(path) != stat)
+    return f"; written: {', '.join(written)}" if written else "; nothing was written"
 
 
 def _parse(argv: list[str]) -> Verb:
@@ -375,20 +455,43 @@ def _device(name: str) -> "torch.device":
     return torch.device(name)
 
 
-def _check_output(out: Path, files: "Sequence[NamedFile]", suffix: str | None = None) -> None:
-    """Reject, before any work is done, an output file that cannot be written or is one of the inputs.
+def _check_output(out: Path, overwrite: bool, files: "Sequence[NamedFile]" = (), suffix: str | None = None) -> None:
+    """Reject, before any work is done, an output file that cannot be written, is one of the inputs, or exists.
 
     Raises:
         InputError: naming the file.
     """
-    if out.is_dir():
-        raise InputError(f"{out}: expected a file to write, found a folder")
+    from revq.data.atomic import check_writable_file
+
+    check_writable_file(out)
     if out.exists() and any(out.samefile(file.path) for file in files):
         raise InputError(f"{out}: expected a file to write, got one of the images that are read")
     if suffix and out.suffix.lower() != suffix:
         raise InputError(f"{out}: expected a name that ends in {suffix}")
+    if out.exists() and not overwrite:
+        raise InputError(f"{out}: exists already; give another name, or --overwrite to replace it")
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise InputError(
+            f"{name}: expected a number from {low:,} to {high:,}, got {value if abs(value) < 10**30 else 'more'}"
+        )
+
+
+def _images_text(count: int, skipped: Sequence[tuple[str, str]] = ()) -> str:
+    """How many images were used and, by their reasons, how many were not, for the last line of a verb."""
+    reasons = Counter(reason for _, reason in skipped)
+    listed = ", ".join(f"{number} x {reason}" for reason, number in reasons.most_common(3))
+    more = f", and {len(reasons) - 3} other reasons" if len(reasons) > 3 else ""
+    return f"{count} images, {len(skipped)} skipped" + (f" ({listed}{more})" if skipped else "")
 
 
 def _fail(message: str) -> int:
     print(f"revq: error: {message}", file=sys.stderr)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        try:
+            sys.stdout.flush()
+        except OSError:  # what cannot be printed is lost; Python would try again at its end, and report it once more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 2

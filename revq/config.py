@@ -7,10 +7,18 @@ Recipes (``revq/recipes.py``) are functions that return a `RunConfig`.
 
 import dataclasses
 import math
+import types
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from revq.errors import InputError
+
+LARGEST_INT = 2**31 - 1
+"""Of every size and count in a configuration: an index takes 32 bits in the search."""
+LARGEST_FLOAT = 3.4028235677973366e38
+"""From this number on, rounding to float32 gives infinity; every number of a configuration meets float32 tensors."""
+MOST_LAYERS = 1000
+"""Of a rectifier: each layer is a module, which takes time and memory to make before any weight is read."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,10 @@ class RectifierConfig:
         Raises:
             InputError: naming the field.
         """
+        _check_types(self, "rectifier ")
         _require_positive(self, "width", "layers")
+        if self.layers > MOST_LAYERS:
+            raise InputError(f"rectifier layers: expected at most {MOST_LAYERS}, got {self.layers}")
         if self.kind == "efficientvit" and self.width % 32:
             raise InputError(f"rectifier width: expected a multiple of 32 for efficientvit, got {self.width}")
 
@@ -56,7 +67,8 @@ class ModelConfig:
     """The network that reduces the quantization error (Table 4 names the kinds)."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "latent_shape", tuple(self.latent_shape))  # JSON has lists, not tuples
+        if isinstance(self.latent_shape, list):  # JSON has lists, not tuples
+            object.__setattr__(self, "latent_shape", tuple(self.latent_shape))
 
     def validate(self) -> None:
         """Check the fields and how they fit each other, the rectifier's too.
@@ -64,10 +76,13 @@ class ModelConfig:
         Raises:
             InputError: naming the field.
         """
+        _check_types(self)
         self.rectifier.validate()
         _require_positive(self, "num_tokens", "num_codes")
         if len(self.latent_shape) != 3 or min(self.latent_shape) < 1:
             raise InputError(f"latent_shape: expected three positive numbers (C, h, w), got {self.latent_shape}")
+        if self.latent_size > LARGEST_INT:
+            raise InputError(f"latent_shape: expected at most {LARGEST_INT:,} elements, got {self.latent_shape}")
         if self.latent_size % self.num_tokens:
             raise InputError(
                 f"num_tokens: expected a divisor of the latent's {self.latent_size} numbers "
@@ -138,6 +153,7 @@ class TrainConfig:
         Raises:
             InputError: naming the field.
         """
+        _check_types(self)
         _require_positive(self, "epochs", "batch_size", "learning_rate", "rectifier_lr_ratio", "lr_floor")
         for name in ("rectifier_weight_decay", "clip_norm", "reset_noise", "checkpoint_every"):
             if getattr(self, name) < 0:
@@ -162,6 +178,7 @@ class RunConfig:
         Raises:
             InputError: naming the field.
         """
+        _check_types(self)
         self.model.validate()
         self.train.validate()
 
@@ -190,5 +207,58 @@ def model_config_from_dict(values: dict[str, Any]) -> ModelConfig:
 def _require_positive(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        if not isinstance(value, int | float) or not value > 0:
+        if not value > 0:
             raise InputError(f"{name}: expected a number > 0, got {value!r}")
+
+
+def _check_types(config: Any, prefix: str = "") -> None:
+    """Check every field of a configuration against its annotation.
+
+    Strict, because the values are written to JSON and compared on resume: True is no number, 3.0 no integer, "3" neither.
+
+    Raises:
+        InputError: for another type, an integer beyond `LARGEST_INT` (a seed may have 64 bits), or a number that is not
+            finite in float32.
+    """
+    for name, kind in get_type_hints(type(config)).items():
+        expected = _mismatch(getattr(config, name), kind, seed=name == "seed")
+        if expected:
+            raise InputError(f"{prefix}{name}: expected {expected}, got {_short(getattr(config, name))}")
+
+
+def _mismatch(value: Any, kind: Any, *, seed: bool = False) -> str | None:
+    """What an annotation expects in place of ``value``; None if the value fits."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is bool:
+        return None if isinstance(value, bool) else "True or False"
+    if kind is str:
+        return None if isinstance(value, str) else "a text"
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return None if isinstance(value, kind) else f"a {kind.__name__}"
+    if kind is int:
+        if not isinstance(value, int) or isinstance(value, bool):
+            return "an integer"
+        low, high = (-(2**63), 2**63 - 1) if seed else (-LARGEST_INT, LARGEST_INT)
+        return None if low <= value <= high else f"an integer of at most {high:,}"
+    if kind is float:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return "a number"
+        return None if abs(value) < LARGEST_FLOAT else "a finite number, also in float32"
+    if origin is Literal:
+        fits = any(value == choice and type(value) is type(choice) for choice in arguments)
+        *others, last = map(repr, arguments)
+        return None if fits else f"{', '.join(others)} or {last}"
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return f"{len(arguments)} integers"
+        return next(filter(None, map(_mismatch, value, arguments)), None)  # `validate` checks how many they are
+    if origin in (Union, types.UnionType):  # such as int | None
+        expected = [_mismatch(value, choice) for choice in arguments if choice is not type(None)]
+        return None if value is None or None in expected else f"{expected[0]} or None"
+    raise TypeError(f"no check for fields of type {kind}")
+
+
+def _short(value: Any) -> str:
+    """A value in an error message, on one line of bounded length."""
+    text = repr(value) if not isinstance(value, int) or value.bit_length() < 200 else "an integer of hundreds of digits"
+    return text if len(text) <= 60 else text[:57] + "..."

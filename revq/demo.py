@@ -15,14 +15,14 @@ import torch
 
 from revq import assets, recipes
 from revq.config import RunConfig, to_dict
-from revq.data.atomic import atomic_file
+from revq.data.atomic import atomic_file, check_writable_folder
 from revq.data.encode import encode_folder
 from revq.data.images import center_crop, load_image, to_pil, to_tensor
 from revq.data.vae import FrozenVAE, load_vae
 from revq.errors import InputError
-from revq.eval.evaluate import Reconstructions, code_use, image_quality, latent_errors, reconstruct
+from revq.eval.evaluate import LABELS, Reconstructions, code_use, image_quality, latent_errors, reconstruct
 from revq.eval.report import pairs, save_comparison, save_loss_plot, table
-from revq.model.revq import ReVQ
+from revq.model.revq import MODEL_FILES, ReVQ, model_folder
 from revq.train.loop import train
 from revq.train.track import read_records
 from revq_kernels import explain, split_tokens
@@ -54,6 +54,7 @@ def demo(
     vae: FrozenVAE | None = None,
     photos: Sequence[Path] | None = None,
     held_out: Sequence[Path] | None = None,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> DemoResult:
     """Run the demo, print its report and write ``comparison.png, loss.png, metrics.jsonl, demo.json, model/, latents/``.
@@ -68,16 +69,18 @@ def demo(
         vae: the VAE; default the embedded one.
         photos: training photos; default the shipped ones.
         held_out: photos to measure on; default the shipped ones.
+        overwrite: replace files of the demo's names that no demo wrote.
         progress: show bars.
 
     Raises:
-        InputError: if the configuration is invalid, or ``out`` holds files that no demo wrote.
+        InputError: if the configuration is invalid, or ``out`` holds files of the demo's names that no demo wrote and
+            ``overwrite`` is False.
     """
     config, out = config or recipes.demo(), Path(out)
     config.validate()
     photos = list(assets.train_photos() if photos is None else photos)
     held_out = list(assets.held_out_photos() if held_out is None else held_out)
-    _make_room(out, config)
+    _make_room(out, config, overwrite)
     seconds: dict[str, float] = {}
     clock = _Clock(seconds)
 
@@ -111,7 +114,7 @@ def demo(
         originals = to_tensor([center_crop(load_image(path), image_size) for path in held_out])
         pictures = reconstruct(trained, vae, originals)
         quality = image_quality(pictures)
-        _draw(out, pictures)
+        _draw(out, pictures, [path.name for path in held_out])
 
     numbers = {
         "vae": vae.name,
@@ -132,8 +135,9 @@ def demo(
     with atomic_file(out / "demo.json") as path:
         path.write_text(json.dumps({"demo": to_dict(config), **numbers}, indent=1) + "\n")
     print(_report(numbers, image_size))
+    folder = model_folder(out)
     print(f"\nPicture    {out / 'comparison.png'}\nLosses     {out / 'loss.png'}, {out / 'metrics.jsonl'}")
-    print(f'Model      {out / "model"}: revq.Tokenizer.from_pretrained("{out / "model"}")')
+    print(f'Model      {folder}: revq.Tokenizer.from_pretrained("{folder}")')
     return DemoResult(numbers, _failures(numbers))
 
 
@@ -174,12 +178,13 @@ def _report(numbers: dict[str, Any], image_size: int) -> str:
     return "\n".join([title, "", table(["", "PSNR dB", "SSIM", "latent MSE"], rows), "", pairs(facts)])
 
 
-def _draw(out: Path, pictures: Reconstructions) -> None:
+def _draw(out: Path, pictures: Reconstructions, names: Sequence[str]) -> None:
     count = len(pictures.original)
     shown = sorted({count * place // _SHOWN for place in range(_SHOWN)})  # evenly spaced, because neighbors are alike
-    labels = ("original", "VAE", "quantized", "rectified")
     save_comparison(
-        out / "comparison.png", [(label, to_pil(images[shown])) for label, images in zip(labels, pictures, strict=True)]
+        out / "comparison.png",
+        [(label, to_pil(images[shown])) for label, images in zip(LABELS, pictures, strict=True)],
+        [names[number] for number in shown],
     )
     save_loss_plot(out / "loss.png", read_records(out / "metrics.jsonl"))
 
@@ -190,16 +195,19 @@ def _kernel(model: ReVQ, latents: torch.Tensor) -> str:
     return str(explain(tokens.reshape(-1, model.config.groups, model.config.code_dim), model.quantizer.codebook))
 
 
-def _make_room(out: Path, config: RunConfig) -> None:
+def _make_room(out: Path, config: RunConfig, overwrite: bool) -> None:
     """Remove the files of an earlier demo from ``out`` and mark the folder as a demo's; keep all other files."""
-    present = [out / name for name in _WRITES if (out / name).exists()]
-    if present and not (out / "demo.json").is_file():
+    check_writable_folder(out, frozenset(), keep_others=True)
+    names = _WRITES if model_folder(out) != out else (*_WRITES, *sorted(MODEL_FILES))
+    present = [out / name for name in names if (out / name).exists() or (out / name).is_symlink()]
+    if present and not (out / "demo.json").is_file() and not overwrite:
         raise InputError(
-            f"{out}: expected a new folder or an earlier demo's, but it holds {present[0].name} of another origin"
+            f"{out}: expected a new folder or an earlier demo's, but it holds {present[0].name} of another origin; "
+            "give another output folder, or overwrite it"
         )
     for path in present:
         if path.name != "demo.json":  # the mark, which is replaced below
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     with atomic_file(out / "demo.json") as path:
         path.write_text(json.dumps({"demo": to_dict(config)}, indent=1) + "\n")
 

@@ -1,11 +1,11 @@
 """`revq info PATH`: says what kind of file or folder PATH is and prints its shapes and counts (T, K, d, parameters)."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from revq.config import ModelConfig
+from revq.data.json_text import read_json
 from revq.errors import InputError
 from revq.eval.report import pairs
 
@@ -28,15 +28,11 @@ def describe(path: str | Path) -> str:
         raise InputError(f"{path}: no such file or folder")
     if (path / "index.json").is_file():
         return pairs(_latent_store(path))
-    if (path / "config.json").is_file():
-        try:
-            config = json.loads((path / "config.json").read_text())
-        except ValueError as error:
-            raise InputError(f"{path / 'config.json'}: not valid JSON: {error}") from None
-        is_vae = isinstance(config, dict) and str(config.get("_class_name", "")).startswith("Autoencoder")
-        return pairs(_vae(path) if is_vae else _model(path))
-    if (path / "checkpoint.pt").is_file():
+    if (path / "checkpoint.pt").is_file():  # first, because the folder of a run may hold its model, too
         return pairs(_run(path))
+    if (path / "config.json").is_file():
+        is_vae = str(read_json(path / "config.json").get("_class_name", "")).startswith("Autoencoder")
+        return pairs(_vae(path) if is_vae else _model(path))
     raise InputError(f"{path}: expected a model, a run, a latent store, a token file or a VAE, found none of them")
 
 
@@ -64,7 +60,7 @@ def _latent_store(path: Path) -> list[tuple[str, str]]:
     return [
         ("latent store", str(path)),
         ("latents", f"{len(store)} of (C, h, w) = {store.shape}, {plan.dtype}"),
-        ("images", f"{len(store.names)}, {crops}, {plan.image_size} px"),
+        ("images", f"{len(store.names)}, {crops}, {plan.image_size} px, {len(store.skipped)} skipped"),
         ("VAE", f"{plan.vae}, weights {plan.vae_fingerprint[:12] or 'unknown'}"),
         ("fingerprint", store.fingerprint[:12]),
     ]
@@ -104,19 +100,23 @@ def _model(path: Path) -> list[tuple[str, str]]:
 
 
 def _run(path: Path) -> list[tuple[str, str]]:
-    from revq.train.state import load_checkpoint
+    from revq.model.revq import CONFIG, model_folder
+    from revq.train.state import load_checkpoint, read_about
 
-    state = load_checkpoint(path / "checkpoint.pt")
-    try:
-        config, epoch, step = json.loads(state["about"])[0], int(state["epoch"]), int(state["step"])
-        facts = [
-            ("training run", str(path)),
-            ("recipe", str(config["name"])),
-            ("checkpoint", f"after {epoch} of {config['train']['epochs']} epochs, step {step}"),
-        ]
-    except (KeyError, TypeError, ValueError, IndexError):
-        raise InputError(f"{path / 'checkpoint.pt'}: not a training checkpoint") from None
-    return facts + (_model(path / "model") if (path / "model").is_dir() else [("model", "not finished yet")])
+    checkpoint = path / "checkpoint.pt"
+    state = load_checkpoint(checkpoint)
+    config, _, _ = read_about(state, checkpoint)
+    train = config.get("train")
+    epochs = train.get("epochs") if isinstance(train, dict) else None
+    if not all(type(number) is int for number in (epochs, state.get("epoch"), state.get("step"))):
+        raise InputError(f"{checkpoint}: not a training checkpoint")
+    facts = [
+        ("training run", str(path)),
+        ("recipe", str(config.get("name"))),
+        ("checkpoint", f"after {state['epoch']} of {epochs} epochs, step {state['step']}"),
+    ]
+    finished = (model_folder(path) / CONFIG).is_file()
+    return facts + (_model(model_folder(path)) if finished else [("model", "not finished yet")])
 
 
 def shape_facts(config: ModelConfig) -> list[tuple[str, str]]:

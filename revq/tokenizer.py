@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -9,8 +10,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from revq.data.atomic import atomic_folder
-from revq.data.images import NamedFile, center_crop, load_image, to_pil, to_tensor
+from revq.data.atomic import atomic_folder, link_or_copy
+from revq.data.images import SUFFIXES, NamedFile, center_crop, load_image, to_pil, to_tensor
 from revq.data.latents import LatentStore
 from revq.data.tokens import TokenWriter, load_tokens
 from revq.data.vae import FrozenVAE, load_vae
@@ -21,6 +22,8 @@ from revq.progress import progress_bar
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_NAME = re.compile(f"(.+?)(?:({'|'.join(map(re.escape, sorted(SUFFIXES)))})(\\.[0-9]+)?)?", re.IGNORECASE | re.DOTALL)
+"""Of a sample: stem, kind of image, and crop as `tokenize_store` writes it."""
 _LATENTS_PER_SEARCH = 256
 """Several encoder batches share one search: a search reads all codebooks once, however many latents it is for."""
 
@@ -158,20 +161,41 @@ def tokenize_files(
     skipped: list[tuple[str, str]] = []
 
     def batches() -> Iterator[tuple[Tensor, list[str]]]:
-        for start in range(0, len(files), batch_size):
-            images, names = [], []
-            for file in files[start : start + batch_size]:
-                try:
-                    images.append(center_crop(load_image(file.path), tokenizer.image_size))
-                    names.append(file.name)
-                except InputError as error:
-                    if on_error == "stop":
-                        raise
-                    skipped.append((file.name, str(error).removeprefix(f"{file.path}: ")))
-            if images:
-                yield tokenizer.latents(images), names
+        images = load_crops(files, tokenizer.image_size, on_error=on_error, skipped=skipped)
+        while batch := list(itertools.islice(images, batch_size)):
+            yield tokenizer.latents([image for _, image in batch]), [name for name, _ in batch]
 
     return _tokenize(tokenizer.model, batches(), len(files), out, skipped, progress)
+
+
+def load_crops(
+    files: Sequence[NamedFile], size: int, *, on_error: Literal["skip", "stop"], skipped: list[tuple[str, str]]
+) -> "Iterator[tuple[str, Image]]":
+    """The names and center crops of image files, one at a time; at the end at least one could be read.
+
+    Args:
+        files: what to read.
+        size: side of the crops, in pixels.
+        on_error: ``skip`` leaves out an image that cannot be read and appends its name and the reason to ``skipped``.
+        skipped: grows while the images are read.
+
+    Raises:
+        InputError: if no image can be read; with ``on_error="stop"``, for the first that cannot.
+    """
+    read, first = 0, ""
+    for file in files:
+        try:
+            image = center_crop(load_image(file.path), size)
+        except InputError as error:
+            if on_error == "stop":
+                raise
+            first = first or f", the first because: {error}"
+            skipped.append((file.name, str(error).removeprefix(f"{file.path}: ")))
+        else:
+            read += 1
+            yield file.name, image
+    if not read:
+        raise InputError(f"images: expected at least one that can be read, got {len(files)} that cannot{first}")
 
 
 def tokenize_store(model: ReVQ, store: LatentStore, out: str | Path, *, progress: bool = True) -> TokenizeResult:
@@ -213,7 +237,7 @@ def detokenize_file(
             or empty.
 
     Raises:
-        InputError: if the file is missing, damaged or of another model, or ``out`` holds files.
+        InputError: if the file is missing, damaged or of another model, or ``out`` holds files without ``overwrite``.
     """
     _check_batch_size(batch_size)
     file, model = load_tokens(path), tokenizer.model
@@ -238,6 +262,10 @@ def detokenize_file(
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 image.save(folder / name)
                 bar.update()
+        for old in Path(out).rglob("*") if overwrite else ():  # inside subfolders; `atomic_folder` keeps the others
+            new = folder / old.relative_to(out)
+            if old.is_file() and not new.exists() and new.parent.is_dir():
+                link_or_copy(old, new)
     return len(names)
 
 
@@ -303,8 +331,8 @@ def _check_batch_size(batch_size: int) -> None:
 def image_names(names: Sequence[str], source: str | Path) -> list[str]:
     """Names of PNG files for samples: valid on every file system, inside one folder and all different.
 
-    ``a.jpg`` becomes ``a.png``; if that makes two names equal, or a file where another name has a folder, all become
-    ``a.jpg.png``; if that does not help or a name is too long, all become numbers.
+    ``a.jpg`` becomes ``a.png``, and its crop 3 ``a-3.png``; if that makes two names equal, or a file where another name
+    has a folder, all keep their kind (``a-jpg.png``); if that does not help or a name is too long, all become numbers.
 
     Raises:
         InputError: for a name that is not a path inside a folder; ``source`` is named in the message.
@@ -313,8 +341,9 @@ def image_names(names: Sequence[str], source: str | Path) -> list[str]:
         parts = name.split("/")
         if not name.strip() or "" in parts or "." in parts or ".." in parts:
             raise InputError(f"{source}: expected names of files inside a folder, got {name!r}")
-    short = [PurePosixPath(name).with_suffix(".png").as_posix() for name in names]
-    long = [name + ".png" for name in names]
+    pieces = [match.groups(default="") for match in map(_NAME.fullmatch, names) if match]
+    short = [f"{piece[0]}{piece[2].replace('.', '-')}.png" for piece in pieces]
+    long = [f"{piece[0]}{(piece[1] + piece[2]).replace('.', '-')}.png" for piece in pieces]
     numbered = [f"{row:06d}.png" for row in range(len(names))]
     return next((fitting for fitting in (short, long) if _fit_one_folder(fitting)), numbered)
 

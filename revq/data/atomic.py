@@ -90,6 +90,20 @@ def atomic_folder(target: str | Path, ours: frozenset[str], *, keep_others: bool
         shutil.rmtree(new, ignore_errors=True)  # after an exchange, this is the old folder
 
 
+@contextmanager
+def temporary_folder(target: str | Path) -> Iterator[Path]:
+    """Yield a new folder beside ``target``, on its file system, which is removed at the end of the block."""
+    target = check_writable_file(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(target)
+    folder, descriptor = _create_temporary(target, folder=True)
+    try:
+        yield folder
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def check_writable_file(path: str | Path) -> Path:
     """The file that writing to ``path`` creates or replaces: ``path`` with symbolic links resolved.
 

@@ -1,5 +1,6 @@
 """Measures of a model: the use of its codebooks, its errors on latents, and its reconstructions of images."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -61,6 +62,10 @@ class Quality(NamedTuple):
     """Structural similarity, at most 1."""
 
 
+LABELS = ("original", "VAE", "quantized", "rectified")
+"""Titles of the four pictures of `Reconstructions`."""
+
+
 @torch.no_grad()
 def code_use(model: ReVQ, store: LatentStore, *, batch_size: int = 256) -> CodeUse:
     """Utilization and perplexity in one pass over ``store``; the counts of training are neither used nor changed."""
@@ -116,3 +121,14 @@ def image_quality(pictures: Reconstructions) -> dict[str, Quality]:
         name: Quality(float(psnr(unit(images), original).mean()), float(ssim(unit(images), original).mean()))
         for name, images in zip(pictures._fields[1:], pictures[1:], strict=True)
     }
+
+
+def mean_quality(parts: Iterable[tuple[int, dict[str, Quality]]]) -> dict[str, Quality]:
+    """The means over all images, from the means over parts of them: pairs (images, `image_quality` of them)."""
+    count, sums = 0, dict[str, tuple[float, float]]()
+    for images, quality in parts:
+        count += images
+        for name, (psnr_mean, ssim_mean) in quality.items():
+            before = sums.get(name, (0.0, 0.0))
+            sums[name] = (before[0] + images * psnr_mean, before[1] + images * ssim_mean)
+    return {name: Quality(psnr_sum / count, ssim_sum / count) for name, (psnr_sum, ssim_sum) in sums.items()}

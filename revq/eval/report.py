@@ -1,13 +1,18 @@
-"""Output for people: plain text tables, a sheet of images side by side, a plot of the losses."""
+"""Output for people: plain text tables, sheets of images side by side, a plot of the losses."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from revq.data.atomic import atomic_file
+from revq.data.atomic import atomic_file, check_writable_file, temporary_folder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    Columns = Sequence[tuple[str, Sequence[Image]]]
+
+_GAP, _TITLE, _CAPTION = 4, 22, 16  # pixels: between pictures; height of a column's title and of a row's file name
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -34,33 +39,79 @@ def pairs(rows: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
 
 
-def save_comparison(path: str | Path, columns: Sequence[tuple[str, Sequence["Image"]]]) -> None:
-    """Write a PNG with one labeled column per entry and one row per image, atomically.
+def comparison(columns: "Columns", names: Sequence[str] | None = None) -> "Image":
+    """A sheet with one labeled column per entry and one row per image.
 
     Args:
-        path: the PNG file.
         columns: (label, images); all images have one size, all columns one length.
+        names: what stands under each row, such as the name of the image's file.
 
     Raises:
-        ValueError: if there is no image, or the columns or sizes differ.
+        ValueError: if there is no image, or the columns, sizes or number of names differ.
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    lengths = {len(images) for _, images in columns}
+    lengths = {len(images) for _, images in columns} | ({len(names)} if names is not None else set())
     sizes = {image.size for _, images in columns for image in images}
     if len(lengths) != 1 or len(sizes) != 1:
         raise ValueError(f"columns: expected equally many images of one size, got {lengths} images of sizes {sizes}")
     (rows,), ((width, height),) = lengths, sizes
-    gap, strip = 4, 22
-    sheet = Image.new("RGB", (len(columns) * (width + gap) + gap, strip + rows * (height + gap)), "white")
+    step = height + _GAP + (_CAPTION if names is not None else 0)
+    sheet = Image.new("RGB", (len(columns) * (width + _GAP) + _GAP, _TITLE + rows * step), "white")
     draw = ImageDraw.Draw(sheet)
     for column, (label, images) in enumerate(columns):
-        left = gap + column * (width + gap)
-        draw.text((left + width / 2, strip / 2), label, fill="black", anchor="mm", font=ImageFont.load_default(14))
+        left = _GAP + column * (width + _GAP)
+        draw.text((left + width / 2, _TITLE / 2), label, fill="black", anchor="mm", font=ImageFont.load_default(14))
         for row, image in enumerate(images):
-            sheet.paste(image, (left, strip + row * (height + gap)))
+            sheet.paste(image, (left, _TITLE + row * step))
+    font = ImageFont.load_default(11)
+    for row, name in enumerate(names or ()):
+        text = _fit(name, lambda text: font.getlength(text) <= sheet.width - 2 * _GAP)
+        draw.text((_GAP, _TITLE + row * step + height + _CAPTION / 2), text, fill="black", anchor="lm", font=font)
+    return sheet
+
+
+def save_comparison(path: str | Path, columns: "Columns", names: Sequence[str] | None = None) -> None:
+    """Write `comparison` as a PNG, atomically."""
+    sheet = comparison(columns, names)
     with atomic_file(path) as temporary:
         sheet.save(temporary, format="PNG")
+
+
+def page_paths(path: str | Path, count: int) -> list[Path]:
+    """The files of ``count`` pages: ``path`` itself, then ``name-2.png``, ``name-3.png``, ... beside it."""
+    path = Path(path)
+    return [path, *(path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(2, count + 1))]
+
+
+def save_pages(paths: Sequence[Path], sheets: "Iterator[Image]") -> list[Path]:
+    """Write one PNG per sheet, all or none: they get their names when the last one is drawn.  Holds one at a time.
+
+    Args:
+        paths: for at least as many pages as there are sheets.
+        sheets: the pages.
+
+    Returns:
+        The paths that were written.
+    """
+    with temporary_folder(paths[0]) as folder:
+        pages = []
+        for path, sheet in zip(paths, sheets, strict=False):
+            pages.append(path)
+            sheet.save(folder / path.name, format="PNG")
+        for path in pages:
+            os.replace(folder / path.name, check_writable_file(path))  # noqa: PTH105 - the system call
+    return pages
+
+
+def _fit(name: str, fits: Callable[[str], bool]) -> str:
+    """A file name as printable text, its beginning cut off until it fits."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in name[-300:])
+    shown = text
+    while not fits(shown) and len(text) > 1:
+        text = text[1:]
+        shown = "..." + text
+    return shown
 
 
 def save_loss_plot(path: str | Path, records: Sequence[dict[str, Any]]) -> None:

@@ -6,7 +6,7 @@ latents the model reads: `revq.Tokenizer` needs it.
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ from revq import __version__
 from revq.config import ModelConfig, model_config_from_dict, to_dict
 from revq.data.atomic import atomic_folder
 from revq.data.hub import fetch, find_folder, one_line
+from revq.data.json_text import read_json
+from revq.data.tensor_file import load_tensors, write_tensors
 from revq.errors import InputError
 from revq.model.normalizer import Normalizer
 from revq.model.rectifier import build_rectifier
@@ -24,7 +26,7 @@ from revq_kernels.index import tree_pays
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 MODEL_FILES = frozenset({CONFIG, WEIGHTS, TOKENIZER})
-"""The files that a model folder may hold; `save_model` replaces them and refuses to delete any other file."""
+"""The files of a model folder; `save_model` replaces them and keeps all others, such as a README.md."""
 
 
 class ReVQOutput(NamedTuple):
@@ -143,10 +145,10 @@ class ReVQ(nn.Module):
         return self.normalizer.denormalize(self.rectifier(quantized) if rectify else quantized)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors; an older model folder is replaced in one step, whole or not at all.
+        """Write config.json and model.safetensors, whole or not at all; other files in the folder stay.
 
         Raises:
-            InputError: if the folder holds files that do not belong to a model folder.
+            InputError: if a weight is not finite, or ``folder`` is a file.
         """
         save_model(self, folder)
 
@@ -212,19 +214,31 @@ class LatentOrigin(NamedTuple):
 def save_model(model: ReVQ, folder: str | Path, origin: LatentOrigin | None = None) -> None:
     """Write a model folder, with a tokenizer.json if ``origin`` is given; an older one is replaced in one step.
 
-    Raises:
-        InputError: if the folder holds files that do not belong to a model folder.
-    """
-    from safetensors.torch import save_file
+    Files of other names stay.  The weights are written with checksums, see `revq.data.tensor_file`.
 
+    Raises:
+        InputError: if a weight is not finite, or ``folder`` is a file.
+    """
     config = {"_class_name": type(model).__name__, "_revq_version": __version__, **to_dict(model.config)}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.stack(torch.aminmax(tensor)).isfinite().all()):
+            raise InputError(f"{name}: expected finite weights to save, got NaN or infinity; nothing was written")
     with atomic_folder(folder, MODEL_FILES, keep_others=True) as new:
         (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        save_file(state, new / WEIGHTS, metadata={"format": "pt"})
-        (new / WEIGHTS).chmod((new / CONFIG).stat().st_mode)  # safetensors creates files with mode 0600
+        write_tensors(new / WEIGHTS, state, {"format": "pt"})
         if origin is not None:
             (new / TOKENIZER).write_text(json.dumps(origin._asdict(), indent=2) + "\n", encoding="utf-8")
+
+
+def model_folder(run: str | Path) -> Path:
+    """Where a training run in the folder ``run`` writes its model.
+
+    That is ``run/model``, or ``run`` itself if it is called "model", unless an earlier version wrote ``model/model``.
+    """
+    run = Path(run)
+    inner = run / "model"
+    return run if run.absolute().name == "model" and not inner.is_dir() else inner
 
 
 def read_origin(path: Path) -> LatentOrigin:
@@ -233,15 +247,20 @@ def read_origin(path: Path) -> LatentOrigin:
     Raises:
         InputError: if the file is damaged.
     """
+    expected = "expected JSON with vae, vae_fingerprint and image_size"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return LatentOrigin(str(values["vae"]), str(values["vae_fingerprint"]), int(values["image_size"]))
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: expected JSON with vae, vae_fingerprint and image_size ({error!r})") from error
+        values = read_json(path)
+    except InputError as error:
+        raise InputError(f"{path}: {expected} ({str(error).removeprefix(f'{path}: ')})") from None
+    for name, kind in LatentOrigin.__annotations__.items():
+        value: Any = values.get(name)
+        if type(value) is not kind or (kind is int and not 0 <= value < 2**31):
+            raise InputError(f"{path}: {expected}, two texts and pixels, got {name} {str(value)[:60]!r}")
+    return LatentOrigin(*(values[name] for name in LatentOrigin._fields))
 
 
 def model_file(folder_or_hub_id: str | Path, filename: str, revision: str | None = None) -> Path:
-    """The path of one file of a model folder; downloads the file if the name is a hub id.
+    """The path of one file of a model folder, or of the model in a run's folder; downloads the file of a hub id.
 
     Raises:
         InputError: if there is no such folder, file or hub id.
@@ -249,18 +268,16 @@ def model_file(folder_or_hub_id: str | Path, filename: str, revision: str | None
     folder = find_folder(folder_or_hub_id, "a model folder")
     if folder is None:
         return fetch(str(folder_or_hub_id), filename, revision)
+    if not (folder / CONFIG).is_file() and (model_folder(folder) / CONFIG).is_file():
+        folder = model_folder(folder)  # of a run
     if not (folder / filename).is_file():
-        raise InputError(f"{folder}: expected a model folder with {filename}, which is missing")
+        unfinished = " (a run whose training is not finished)" if (folder / "checkpoint.pt").is_file() else ""
+        raise InputError(f"{folder}: expected a model folder with {filename}, which is missing{unfinished}")
     return folder / filename
 
 
 def _read_config(path: Path) -> ModelConfig:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # invalid UTF-8 or invalid JSON
-        raise InputError(f"{path}: expected JSON ({one_line(error)})") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a JSON object, got {type(values).__name__}")
+    values = read_json(path)
     try:
         return model_config_from_dict({name: value for name, value in values.items() if not name.startswith("_")})
     except InputError as error:
@@ -269,12 +286,7 @@ def _read_config(path: Path) -> ModelConfig:
 
 def _read_weights(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of ``path``, which must have the names and shapes of ``expected``, converted to its dtypes."""
-    from safetensors.torch import load_file
-
-    try:
-        state = load_file(path)
-    except Exception as error:  # safetensors' own error, or OSError
-        raise InputError(f"{path}: expected a safetensors file ({one_line(error)})") from error
+    state, _ = load_tensors(path, checksums=False)  # files of earlier versions and of others have none
     for name, tensor in expected.items():
         if name not in state:
             raise InputError(f"{path}: expected a tensor {name}, which is missing")
@@ -283,5 +295,4 @@ def _read_weights(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     surplus = sorted(state.keys() - expected.keys())
     if surplus:
         raise InputError(f"{path}: expected no tensor {surplus[0]} in this model")
-    # Copies, because the loaded tensors are a memory map: overwriting the file would change the model.
-    return {name: tensor.to(expected[name].dtype, copy=True) for name, tensor in state.items()}
+    return {name: tensor.to(expected[name].dtype) for name, tensor in state.items()}

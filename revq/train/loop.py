@@ -1,30 +1,36 @@
 """The training loop of ReVQ, top to bottom (paper, sections 3.2-3.3 and Algorithm 1)."""
 
-import json
 import math
+import os
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from revq.config import RunConfig, to_dict
-from revq.data.atomic import check_writable_folder
+from revq.config import RunConfig
+from revq.data.atomic import check_writable_file, check_writable_folder, folder_lock
+from revq.data.hub import one_line
 from revq.data.latents import LatentStore
 from revq.errors import InputError
 from revq.eval.evaluate import CodeUse, LatentErrors, latent_errors, summarize_count
+from revq.interrupt import Interrupted, signals_wait
 from revq.model.normalizer import LatentStatistics
-from revq.model.revq import MODEL_FILES, LatentOrigin, ReVQ, save_model
+from revq.model.revq import MODEL_FILES, WEIGHTS, LatentOrigin, ReVQ, model_folder, save_model
 from revq.progress import progress_bar
-from revq.train.state import RunState, derived_seed, generator
+from revq.train.state import RunState, about_run, derived_seed, first_not_finite, generator
 from revq.train.track import Tracker
+
+_LOSSES = ("quantizer_loss", "rectifier_loss")
+_ERRORS = ("validation_quantized", "validation_rectified")
 
 
 class TrainResult(NamedTuple):
     """What `train` returns."""
 
     model: ReVQ
-    """The trained model, in eval mode; also saved in ``out/model``."""
+    """The trained model, in eval mode; also saved in `revq.model.revq.model_folder` of the run."""
     steps: int
     """Optimizer steps of the whole run."""
     last_epoch: CodeUse
@@ -45,13 +51,22 @@ def train(
     device: str | torch.device = "cpu",
     log_every: int = 10,
     progress: bool = True,
+    overwrite: bool = False,
 ) -> TrainResult:
     """Train a ReVQ model on the latents of ``store`` and write ``out/model``, ``out/metrics.jsonl``, ``out/checkpoint.pt``.
 
     A run may be killed at any moment.  Called again with the same arguments, `train` resumes from the last checkpoint
     and ends with the same weights, bit for bit, on the same CPU with the same number of threads: every random number
     comes from a generator seeded by (seed, epoch, purpose), and checkpoints are replaced in one step.  Called again
-    after the end, it returns the same model.
+    after the end, it returns the same model.  Called again with more epochs, finished or not, it goes on to their end;
+    from the checkpoint on the learning rate follows the schedule of the new length, so the result is not that of a run
+    that had this length from the start.
+
+    Ctrl-C, SIGTERM and SIGHUP end the current step, or the current epoch after its last step, save a checkpoint and raise
+    `revq.interrupt.Interrupted`; a second one stops at once.
+
+    Every weight, statistic, moment of the optimizer, loss and validation error is finite in all that is saved: otherwise
+    the call raises before it writes, and the checkpoint before stays.
 
     Each epoch counts how often each code is chosen; at its end the reset (Eq. 2) moves the codes that were never chosen
     next to used ones.  The last epoch has no reset, because no training follows; ``quantizer.count`` of the returned
@@ -66,15 +81,36 @@ def train(
         device: where to train.
         log_every: steps between two records of the log.
         progress: show a bar.
+        overwrite: replace another run, or a damaged checkpoint, in ``out``.  This very run is resumed all the same.
 
     Raises:
-        InputError: if the configuration is invalid; if the latents of the store do not have its ``latent_shape``, or
-            some are not finite; if ``init="data"`` and the store has fewer than K vectors per codebook (one latent has
-            T / G of them); if ``out`` holds another run; if training diverges.
+        InputError: if the configuration is invalid, or too large for the device's memory; if the latents of the store do
+            not have its ``latent_shape``, or some are not finite; if ``init="data"`` and the store has fewer than K
+            vectors per codebook (one latent has T / G of them); if ``out`` holds another run, or a model without its
+            run, and ``overwrite`` is False; if another process writes to ``out``; if training diverges.
+        revq.interrupt.Interrupted: after a signal.
     """
     config.validate()
-    options, out, device = config.train, Path(out), torch.device(device)
-    _check(config, store, out, validation, log_every)
+    out, device = Path(out), torch.device(device)
+    _check(config, store, out, validation, log_every, device, overwrite)
+    run = RunState()
+    with folder_lock(out), run.says_what_is_saved(out / "checkpoint.pt"):
+        return _train(run, config, store, out, validation, device, log_every, progress, overwrite)
+
+
+def _train(
+    run: RunState,
+    config: RunConfig,
+    store: LatentStore,
+    out: Path,
+    validation: LatentStore | None,
+    device: torch.device,
+    log_every: int,
+    progress: bool,
+    overwrite: bool,
+) -> TrainResult:
+    """`train` after its checks."""
+    options = config.train
     batch_size = min(options.batch_size, len(store))
     steps_per_epoch = len(store) // batch_size
 
@@ -90,18 +126,18 @@ def train(
     optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)
 
     # The run starts here, or where the last checkpoint was written.
-    about = json.dumps([to_dict(config), store.fingerprint, validation and validation.fingerprint])
+    about = about_run(config, store.fingerprint, validation.fingerprint if validation is not None else None)
     checkpoint = out / "checkpoint.pt"
-    if checkpoint.exists():
-        run = RunState.load(checkpoint, about, model, optimizer)
-    else:
-        run = RunState()
+    if not run.resume(checkpoint, about, model, optimizer, overwrite=overwrite):
         _initialize(model, config, store, device)
+    elif run.cursor == 0 and run.epoch == run.planned and run.epoch < options.epochs:
+        model.quantizer.count.zero_()  # after its last epoch a run keeps the counts; one that is extended goes on counting
     run.sums = run.sums.to(device)
 
     with (
         Tracker(out / "metrics.jsonl", step=run.step) as log,
         progress_bar("train", "step", options.epochs * steps_per_epoch, done=run.step, show=progress) as bar,
+        signals_wait() as stop,
     ):
         clock = time.perf_counter()
         while run.epoch < options.epochs:
@@ -133,6 +169,7 @@ def train(
                 bar.update()
                 if run.step % log_every == 0:
                     quantizer_loss, rectifier_loss = losses.tolist()
+                    _check_finite(run, checkpoint, _LOSSES, (quantizer_loss, rectifier_loss))
                     log.log(
                         kind="step",
                         epoch=run.epoch,
@@ -142,9 +179,12 @@ def train(
                         lr=lr,
                         seconds=time.perf_counter() - clock,
                     )
-                inside_epoch = run.cursor < steps_per_epoch
-                if options.checkpoint_every and run.step % options.checkpoint_every == 0 and inside_epoch:
+                due = options.checkpoint_every and run.step % options.checkpoint_every == 0
+                if (due or stop.number is not None) and run.cursor < steps_per_epoch:
+                    _check_model(run, checkpoint, model, latents)
                     run.save(checkpoint, about, model, optimizer)
+                    if stop.number is not None:
+                        raise Interrupted(stop.number)
 
             # The end of an epoch: move the codes that were never chosen, and clear their optimizer state.
             run.last, moved_codes = summarize_count(model.quantizer.count), 0
@@ -162,12 +202,9 @@ def train(
                 model.quantizer.count.zero_()
 
             quantizer_loss, rectifier_loss = (run.sums / run.cursor).tolist()
-            if not math.isfinite(quantizer_loss + rectifier_loss):
-                raise InputError(
-                    f"learning_rate: training diverged in epoch {run.epoch}, "
-                    f"expected a rate below {options.learning_rate}"
-                )
+            _check_finite(run, checkpoint, _LOSSES, (quantizer_loss, rectifier_loss))
             run.errors = latent_errors(model, validation) if validation is not None else None
+            _check_finite(run, checkpoint, _ERRORS, run.errors or ())
             log.log(
                 kind="epoch",
                 epoch=run.epoch,
@@ -185,21 +222,40 @@ def train(
             losses_text = f"training {quantizer_loss:.4f} -> {rectifier_loss:.4f}"
             bar.set_postfix_str(f"epoch {run.epoch + 1}, {losses_text}{held_out}")
             run.epoch, run.cursor, run.sums = run.epoch + 1, 0, torch.zeros_like(run.sums)
+            _check_model(run, checkpoint, model, latents)
             run.save(checkpoint, about, model, optimizer)
+            if stop.number is not None:
+                raise Interrupted(stop.number)
 
     model.eval()
     # The folder names the VAE of the latents, so that `revq.Tokenizer.from_pretrained` can load both.
-    save_model(model, out / "model", LatentOrigin(store.plan.vae, store.plan.vae_fingerprint, store.plan.image_size))
+    save_model(
+        model, model_folder(out), LatentOrigin(store.plan.vae, store.plan.vae_fingerprint, store.plan.image_size)
+    )
     assert run.last is not None  # for the type checker: a run has at least one epoch
     return TrainResult(model, run.step, run.last, run.errors)
 
 
-def _check(config: RunConfig, store: LatentStore, out: Path, validation: LatentStore | None, log_every: int) -> None:
+def _check(
+    config: RunConfig,
+    store: LatentStore,
+    out: Path,
+    validation: LatentStore | None,
+    log_every: int,
+    device: torch.device,
+    overwrite: bool,
+) -> None:
     """Check the inputs of `train` before any work is done."""
     model = config.model
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: expected a folder to write the run to, found a file")
-    check_writable_folder(out / "model", MODEL_FILES, keep_others=True)
+    check_writable_folder(out, frozenset(), keep_others=True)
+    check_writable_folder(model_folder(out), MODEL_FILES, keep_others=True)
+    for name in ("checkpoint.pt", "metrics.jsonl"):
+        check_writable_file(out / name)
+    if (model_folder(out) / WEIGHTS).exists() and not (out / "checkpoint.pt").exists() and not overwrite:
+        raise InputError(
+            f"{model_folder(out)}: expected a new folder or that of a run, but it holds a model without its run's "
+            "checkpoint.pt; give another output folder, or overwrite it"
+        )
     for name, latents in (("store", store), ("validation", validation)):
         if latents is not None and tuple(latents.shape) != model.latent_shape:
             raise InputError(f"{name}: expected latents {model.latent_shape} as latent_shape says, got {latents.shape}")
@@ -213,8 +269,51 @@ def _check(config: RunConfig, store: LatentStore, out: Path, validation: LatentS
             f"num_codes: K={model.num_codes} codes start as distinct training vectors, but {store.folder} has only "
             f"{vectors} per codebook; give more latents, fewer codes or init=normal"
         )
-    if log_every < 1:
+    if not isinstance(log_every, int) or log_every < 1:
         raise InputError(f"log_every: expected a number >= 1, got {log_every}")
+    _check_memory(config, device)
+    for number, batch in enumerate(validation.batches(1024) if validation is not None else ()):
+        broken = first_not_finite([("a latent", batch)])
+        if broken:
+            raise InputError(f"validation: expected finite latents, but {broken} after row {1024 * number}")
+
+
+def _check_memory(config: RunConfig, device: torch.device) -> None:
+    """Refuse a model that cannot fit into the device's memory, instead of allocating it."""
+    try:
+        with torch.device("meta"):  # shapes without values
+            model = ReVQ(config.model)
+    except RuntimeError as error:
+        raise InputError(f"model: expected a size that torch can address, got more ({one_line(error)})") from None
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    needed = 4 * weights + 8 * model.quantizer.count.numel()  # AdamW: a gradient and two moments for every weight
+    if device.type == "cuda":
+        available = torch.cuda.mem_get_info(device)[1]
+    elif device.type == "cpu" and hasattr(os, "sysconf"):
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    else:
+        return
+    if needed > available:
+        codes = f"{config.model.groups} codebooks of num_codes={config.model.num_codes}"
+        raise InputError(
+            f"num_codes: {codes} and the rectifier need {needed / 2**30:,.1f} GiB to train, "
+            f"{device} has {available / 2**30:,.1f} GiB"
+        )
+
+
+def _check_finite(run: RunState, checkpoint: Path, names: Sequence[str], values: Iterable[float]) -> None:
+    """Raise if a loss or an error is NaN or infinite."""
+    for name, value in zip(names, values, strict=False):
+        if not math.isfinite(value):
+            raise InputError(run.diverged(f"{name} is {value}", checkpoint))
+
+
+@torch.no_grad()
+def _check_model(run: RunState, checkpoint: Path, model: ReVQ, latents: torch.Tensor) -> None:
+    """Raise if the losses of the model as it is now are not finite: those of the last step are of the model before it."""
+    result = model.eval()(latents)  # eval mode does not count
+    model.train()
+    _check_finite(run, checkpoint, _LOSSES, (float(result.quantizer_loss), float(result.rectifier_loss)))
 
 
 def _initialize(model: ReVQ, config: RunConfig, store: LatentStore, device: torch.device) -> None:

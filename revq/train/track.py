@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Any
 
 from revq.data.atomic import atomic_file
+from revq.data.json_text import parse_json
 from revq.errors import InputError
 
 _RENAMED = {
@@ -29,8 +30,8 @@ class Tracker:
         self.path = Path(path)
         kept = [record for record in read_records(self.path) if record["step"] <= step] if step else []
         with atomic_file(self.path) as temporary:
-            temporary.write_text("".join(_line(record) for record in kept))
-        self._file = self.path.open("a")
+            temporary.write_text("".join(_line(record) for record in kept), encoding="utf-8")
+        self._file = self.path.open("a", encoding="utf-8")
 
     def log(self, **record: Any) -> None:
         """Append one record; it must have a ``step``."""
@@ -52,21 +53,20 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     Early logs have three keys in British spelling; their values are returned under the present names.
 
     Raises:
-        InputError: if a line is not a record.
+        InputError: if a line is not a record, or holds a number that is not finite.
     """
     path = Path(path)
     if not path.is_file():
         return []
     records = []
-    for number, line in enumerate(path.read_text().split("\n")[:-1], 1):
-        try:
-            record = {_RENAMED.get(key, key): value for key, value in json.loads(line).items()}
-            record["step"] = int(record["step"])
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise InputError(f"{path}, line {number}: expected a JSON record with a step") from None
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        values = parse_json(line, f"{path}, line {number}")
+        record = {_RENAMED.get(key, key): value for key, value in values.items()}
+        if type(record.get("step")) is not int or record["step"] < 0:
+            raise InputError(f"{path}, line {number}: expected a JSON record with a step")
         records.append(record)
     return records
 
 
 def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record) + "\n"
+    return json.dumps(record, allow_nan=False) + "\n"

@@ -34,9 +34,8 @@ def on_call(number, function, action):
 
 
 def of_checkpoint(function, wrapped):
-    """``wrapped`` for calls about checkpoint.pt, plain ``function`` for the others."""
-    about = {"checkpoint.pt", "checkpoint.pt.tmp"}
-    return lambda path, *args: (wrapped if Path(path).name in about else function)(path, *args)
+    """``wrapped`` for replacements of checkpoint.pt, plain ``function`` for the others."""
+    return lambda path, target: (wrapped if Path(target).name == "checkpoint.pt" else function)(path, target)
 
 
 def half_a_file(state, path):

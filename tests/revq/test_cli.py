@@ -4,54 +4,25 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
+from cli_case import ROOT, SMALL, revq_main, snapshot, subprocess_revq
 from PIL import Image
 from tiny_vae import IMAGE_SIZE, LATENT_SHAPE, save_photos, save_tiny_vae
 
 import revq
+import revq.cli
+import revq.data.latents
+import revq.data.vae
+import revq.model.revq
+import revq.tokenizer
 from revq.cli import main
 from revq.data.images import center_crop, load_image, to_pil
 from revq.data.latent_writer import save_latents
 from revq.data.tokens import load_tokens, save_tokens
-
-ROOT = Path(__file__).resolve().parents[2]
-SMALL = ["--model.num-tokens", "16", "--model.num-codes", "8", "--model.rectifier.kind", "mlp", "--train.epochs", "2"]
-
-
-def revq_main(*arguments):
-    return main([str(argument) for argument in arguments])
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """One artifact of each kind, made by the command line: photos, vae, latents, held_out, run, tokens."""
-    folder = tmp_path_factory.mktemp("cli")
-    save_photos(folder / "photos", 9)
-    save_tiny_vae(folder / "vae")
-    size = ("--image-size", IMAGE_SIZE, "--vae", folder / "vae")
-    assert revq_main("encode", "--images", folder / "photos", "--out", folder / "latents", "--crops", 4, *size) == 0
-    assert revq_main("encode", "--images", folder / "photos", "--out", folder / "held_out", *size) == 0
-    run = (
-        "train",
-        "--latents",
-        folder / "latents",
-        "--validation",
-        folder / "held_out",
-        "--out",
-        folder / "run",
-        *SMALL,
-    )
-    assert revq_main(*run) == 0
-    model = ("--model", folder / "run" / "model", "--images", folder / "photos")
-    assert revq_main("tokenize", *model, "--out", folder / "tokens") == 0
-    return folder
 
 
 def test_latents_to_tokens(made, tmp_path, capsys):
@@ -96,7 +67,7 @@ def test_images_to_tokens_to_images(made, tmp_path, capsys):
     assert revq_main("reconstruct", "--model", made / "run" / "model", "--images", *files, "--out", picture) == 0
     assert "rectified" in capsys.readouterr().out
     with Image.open(picture) as sheet:
-        assert sheet.size == (4 * (IMAGE_SIZE + 4) + 4, 22 + 3 * (IMAGE_SIZE + 4))
+        assert sheet.size == (4 * (IMAGE_SIZE + 4) + 4, 22 + 3 * (IMAGE_SIZE + 4 + 16))
         assert (
             sheet.crop((4, 22, 4 + IMAGE_SIZE, 22 + IMAGE_SIZE)).tobytes()
             == center_crop(images[0], IMAGE_SIZE).tobytes()
@@ -161,8 +132,8 @@ def test_train_again_continues_and_refuses_another_run(made, capsys):
     run = ("train", "--latents", made / "latents", "--validation", made / "held_out", "--out", made / "run", *SMALL)
     assert revq_main(*run) == 0
     assert (made / "run" / "model" / "model.safetensors").read_bytes() == before
-    assert revq_main(*run, "--train.seed", 1) == 2
-    assert "another configuration" in capsys.readouterr().err
+    assert revq_main(*run, "--train.seed", 1, "--train.learning-rate", 0.1) == 2
+    assert "(train.learning_rate 0.03 -> 0.1, train.seed 42 -> 1)" in capsys.readouterr().err
 
 
 def test_info(made, capsys):
@@ -218,10 +189,29 @@ def bad_inputs(made, tmp):
     (tmp / "no_description" / "tokenizer.json").write_text("{}")
     tokenize, reconstruct = ["tokenize", "--out", out], ["reconstruct", "--out", tmp / "OUT.png"]
     detokenize = ["detokenize", "--model", model]
+    os.mkfifo(tmp / "pipe")
+    os.mkfifo(tmp / "pipe.png")
+    (tmp / "bad_alone").mkdir()
+    (tmp / "bad_alone" / "a.png").write_bytes(b"no picture")
+    shutil.copytree(made / "run", tmp / "no_run")
+    (tmp / "no_run" / "checkpoint.pt").unlink()
+    for name, text in (
+        ("deep", b'{"num_codes": ' + b"[" * 10**5 + b"]" * 10**5 + b"}"),
+        ("huge", b'{"num_codes": 1e999}'),
+        ("binary", b'{"num_codes": "\xff"}'),
+    ):
+        shutil.copytree(model, tmp / name)
+        (tmp / name / "config.json").write_bytes(text)
+    shutil.copytree(model, tmp / "huge_size")
+    (tmp / "huge_size" / "tokenizer.json").write_text('{"vae": "a", "vae_fingerprint": "b", "image_size": 1e999}')
     return {
         "encode: missing folder": ([*encode, "--images", tmp / "nowhere"], "nowhere"),
         "encode: empty folder": ([*encode, "--images", tmp / "empty"], "empty"),
-        "encode: damaged image": ([*encode, "--images", bad_photos, "--vae", vae], "zz.png"),
+        "encode: damaged image": (
+            [*encode, "--images", bad_photos, "--vae", vae, "--on-error", "stop"],
+            "zz.png",
+        ),
+        "encode: no good image": ([*encode, "--images", tmp / "bad_alone", "--vae", vae], "at least one"),
         "encode: missing VAE": ([*encode, "--images", photos, "--vae", tmp / "no_vae"], "no_vae"),
         "encode: damaged VAE": ([*encode, "--images", photos, "--vae", damaged(vae, tmp / "bad_vae")], "bad_vae"),
         "encode: image size": (
@@ -261,7 +251,97 @@ def bad_inputs(made, tmp):
             "bad_model",
         ),
         "tokenize: missing image": ([*tokenize, "--model", model, "--images", tmp / "no.png"], "no.png"),
-        "tokenize: damaged image": ([*tokenize, "--model", model, "--images", bad_photos], "zz.png"),
+        "tokenize: damaged image": (
+            [*tokenize, "--model", model, "--images", bad_photos, "--on-error", "stop"],
+            "zz.png",
+        ),
+        "reconstruct: damaged image": (
+            [*reconstruct, "--model", model, "--images", bad_photos, "--on-error", "stop"],
+            "zz.png",
+        ),
+        "train: not a number": ([*train, "--latents", latents, "--out", out, "--train.clip-norm", "nan"], "clip_norm"),
+        "train: not in float32": (
+            [*train, "--latents", latents, "--out", out, "--train.learning-rate", "1e39"],
+            "learning_rate",
+        ),
+        "train: diverges": (
+            [*train, "--latents", latents, "--out", tmp / "diverges", "--train.learning-rate", "3e38"],
+            "learning_rate: training diverged in epoch 0",
+        ),
+        "train: absurd codes": (
+            [*train, "--latents", latents, "--out", out, "--model.num-codes", 10**11],
+            "num_codes: expected an integer of at most 2,147,483,647",
+        ),
+        "train: beyond memory": (
+            [*train, "--latents", latents, "--out", out, "--model.num-codes", 2**31 - 1, "--train.init", "normal"],
+            "GiB to train",
+        ),
+        "train: absurd batch": (
+            [*train, "--latents", latents, "--out", out, "--train.batch-size", 10**12],
+            "batch_size",
+        ),
+        "train: absurd layers": (
+            [*train, "--latents", latents, "--out", out, "--model.rectifier.layers", 10**9],
+            "rectifier layers",
+        ),
+        "train: absurd width": (
+            [*train, "--latents", latents, "--out", out, "--model.rectifier.width", 2**31 - 1],
+            "model: expected a size",
+        ),
+        "train: absurd seed": ([*train, "--latents", latents, "--out", out, "--train.seed", 10**30], "seed"),
+        "encode: absurd size": (
+            ["encode", "--images", photos, "--out", out, "--vae", vae, "--image-size", 2**40],
+            "image_size",
+        ),
+        "encode: absurd crops": ([*encode, "--images", photos, "--vae", vae, "--crops", 10**12], "crops"),
+        "encode: absurd batch": ([*encode, "--images", photos, "--vae", vae, "--batch-size", 10**12], "batch_size"),
+        "encode: absurd seed": ([*encode, "--images", photos, "--vae", vae, "--seed", 10**30], "seed"),
+        "encode: absurd color": ([*encode, "--images", photos, "--vae", vae, "--background", 0, 256, 0], "background"),
+        "encode: onto a pipe": (["encode", "--images", photos, "--vae", vae, "--out", tmp / "pipe"], "a pipe"),
+        "train: onto a pipe": ([*train, "--latents", latents, "--out", tmp / "pipe"], "a pipe"),
+        "demo: onto a pipe": (["demo", "--out", tmp / "pipe"], "a pipe"),
+        "tokenize: onto a pipe": (
+            ["tokenize", "--model", model, "--images", photos, "--out", tmp / "pipe", "--overwrite"],
+            "a pipe",
+        ),
+        "tokenize: onto a device": (
+            ["tokenize", "--model", model, "--images", photos, "--out", "/dev/null", "--overwrite"],
+            "a device",
+        ),
+        "reconstruct: onto a pipe": (
+            ["reconstruct", "--model", model, "--images", photos, "--out", tmp / "pipe.png", "--overwrite"],
+            "a pipe",
+        ),
+        "detokenize: onto a pipe": ([*detokenize, "--tokens", made / "tokens", "--out", tmp / "pipe"], "a pipe"),
+        "tokenize: a file that exists": (
+            ["tokenize", "--model", model, "--images", photos, "--out", tmp / "long_tokens"],
+            "exists already",
+        ),
+        "tokenize: latents onto a file": (
+            ["tokenize", "--model", model, "--images", latents, "--out", tmp / "long_tokens"],
+            "exists already",
+        ),
+        "reconstruct: a picture that exists": (
+            ["reconstruct", "--model", model, "--images", photos, "--out", tmp / "text.png"],
+            "exists already",
+        ),
+        "encode: other latents": (
+            ["encode", "--images", photos, "--out", latents, "--image-size", IMAGE_SIZE, "--vae", vae],
+            "crops",
+        ),
+        "train: a model without its run": (
+            [*train, "--latents", latents, "--out", tmp / "no_run"],
+            "holds a model without its run",
+        ),
+        "demo: files of another origin": (["demo", "--out", tmp / "no_run"], "of another origin"),
+        "info: deeply nested": (["info", tmp / "deep"], "nested too deeply"),
+        "info: an infinite number": (["info", tmp / "huge"], "1e999"),
+        "info: not text": (["info", tmp / "binary"], "UTF-8"),
+        "tokenize: a deep configuration": (
+            [*tokenize, "--model", tmp / "deep", "--images", photos],
+            "nested too deeply",
+        ),
+        "tokenize: an infinite size": ([*tokenize, "--model", tmp / "huge_size", "--images", photos], "1e999"),
         "tokenize: another VAE": ([*tokenize, "--model", model, "--images", photos, "--vae", other_vae], "fingerprint"),
         "reconstruct: not an image": ([*reconstruct, "--model", model, "--images", tmp / "text.png"], "text.png"),
         "reconstruct: missing VAE": (
@@ -303,16 +383,15 @@ def bad_inputs(made, tmp):
     }
 
 
-def snapshot(folder):
-    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
-
-
 def test_every_bad_input_is_one_line_and_leaves_nothing(made, tmp_path, capsys):
     cases = bad_inputs(made, tmp_path)
     before = snapshot(tmp_path)
     for name, (arguments, expected) in cases.items():
         capsys.readouterr()
         assert revq_main(*arguments) == 2, name
+        if name == "train: diverges":  # its log is written
+            assert not (tmp_path / "diverges" / "checkpoint.pt").exists()
+            shutil.rmtree(tmp_path / "diverges")
         errors = [line for line in capsys.readouterr().err.replace("\r", "\n").split("\n") if "revq: error:" in line]
         assert len(errors) == 1 and errors[0].startswith("revq: error: ") and expected in errors[0], (name, errors)
         assert snapshot(tmp_path) == before, name
@@ -344,12 +423,6 @@ def test_help(verb, capsys):
         assert "normalized latent. All recipes: 0.1." in words
 
 
-def subprocess_revq(*arguments, code="import sys; from revq.cli import main; sys.exit(main())"):
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-
-
 def test_help_imports_nothing_heavy():
     code = (
         "import sys\nfrom revq.cli import main\ntry:\n    main(['train', '--help'])\nexcept SystemExit:\n    pass\n"
@@ -366,23 +439,17 @@ def test_module_form_has_no_traceback(tmp_path):
     assert done.stderr.startswith("revq: error: ") and done.stderr.count("\n") == 1 and done.stdout == ""
 
 
-def test_control_c_says_how_to_resume(made, tmp_path):
-    out = tmp_path / "run"
-    process = subprocess_revq("train", "--latents", made / "latents", "--out", out, *SMALL[:-1], 100000)
-    while process.poll() is None and not (out / "checkpoint.pt").exists():
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "the same command goes on from its last finished shard or checkpoint" in errors and "Traceback" not in errors
-    assert not (out / "model").exists()
+def test_version(capsys):
+    for option in ("--version", "-V"):
+        assert revq_main(option) == 0
+        assert capsys.readouterr().out == f"revq {revq.__version__}\n"
 
 
 def test_a_failing_demo_exits_with_1(monkeypatch, capsys, tmp_path):
     import revq.demo
 
-    monkeypatch.setattr(revq.demo, "demo", lambda out: revq.demo.DemoResult({}, ["the rectifier is of no use"]))
+    monkeypatch.setattr(revq.demo, "demo", lambda out, overwrite: revq.demo.DemoResult({}, ["the rectifier fails"]))
     assert revq_main("demo", "--out", tmp_path) == 1
-    assert capsys.readouterr().err == "revq: the demo failed: the rectifier is of no use\n"
-    monkeypatch.setattr(revq.demo, "demo", lambda out: revq.demo.DemoResult({}, []))
+    assert capsys.readouterr().err == "revq: the demo failed: the rectifier fails\n"
+    monkeypatch.setattr(revq.demo, "demo", lambda out, overwrite: revq.demo.DemoResult({}, []))
     assert revq_main("demo") == 0

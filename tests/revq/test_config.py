@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+import re
 
 import pytest
 from pipeline_case import random_store, tiny_run
@@ -26,7 +28,44 @@ MODELS = [
     ({"num_groups": 3}, "num_groups: expected a divisor of num_tokens=16, got 3"),
     *(({"rectifier": RectifierConfig(**fields)}, message) for fields, message in RECTIFIERS),
 ]
+MODELS += [
+    ({name: value}, rf"{name}: expected an integer, got {text}")
+    for name in ("num_tokens", "num_codes")
+    for value, text in ((True, "True"), (8.0, r"8\.0"), ("8", "'8'"), (None, "None"), (math.nan, "nan"), ([8], r"\[8\]"))
+]
+MODELS += [
+    ({"num_groups": 4.0}, r"num_groups: expected an integer or None, got 4\.0"),
+    ({"num_codes": 10**11}, "num_codes: expected an integer of at most 2,147,483,647, got 100000000000"),
+    ({"num_codes": 10**4000}, "num_codes: expected an integer of at most 2,147,483,647, got an integer of hundreds"),
+    ({"latent_shape": (4, 4.0, 4)}, r"latent_shape: expected an integer, got \(4, 4\.0, 4\)"),
+    ({"latent_shape": (4, True, 4)}, r"latent_shape: expected an integer, got \(4, True, 4\)"),
+    ({"latent_shape": (2**30, 2**30, 2**30)}, "latent_shape: expected at most 2,147,483,647 elements"),
+    ({"latent_shape": "444"}, "latent_shape: expected 3 integers, got '444'"),
+    ({"latent_shape": 5}, "latent_shape: expected 3 integers, got 5"),
+    ({"split": "diagonal"}, "split: expected 'channel' or 'space', got 'diagonal'"),
+    ({"split": ["channel"]}, "split: expected 'channel' or 'space', got"),
+    ({"rectifier": RectifierConfig("mlp", 16, 10**9)}, "rectifier layers: expected at most 1000, got 1000000000"),
+    ({"rectifier": RectifierConfig("mlp", 16.0)}, r"rectifier width: expected an integer, got 16\.0"),
+    ({"rectifier": RectifierConfig("vit")}, "rectifier kind: expected 'efficientvit', .* or 'identity', got 'vit'"),
+    ({"rectifier": RectifierConfig("mlp", 16, 1, "half")}, "rectifier form: expected 'absolute' or 'residual'"),
+]
+NUMBERS = ("learning_rate", "rectifier_lr_ratio", "rectifier_weight_decay", "lr_floor", "clip_norm", "reset_noise")
 TRAININGS = [
+    *(
+        ({name: value}, rf"{name}: expected a finite number, also in float32, got {re.escape(repr(value))}")
+        for name in (*NUMBERS, "reset_max_fraction")
+        for value in (math.nan, math.inf, -math.inf, 1e39, -1e39, 3.4028236e38, 10**40)
+    ),
+    *(({name: value}, f"{name}: expected a number, got") for name in NUMBERS for value in (True, "0.1", None, [1.0])),
+    *(
+        ({name: value}, f"{name}: expected an integer")
+        for name in ("epochs", "batch_size", "checkpoint_every", "seed")
+        for value in (True, 3.0, "3", None, math.inf, 10**30)
+    ),
+    ({"batch_size": 10**12}, "batch_size: expected an integer of at most 2,147,483,647, got 1000000000000"),
+    ({"reset": 1}, "reset: expected True or False, got 1"),
+    ({"loss": "both"}, "loss: expected 'separate' or 'joint', got 'both'"),
+    ({"init": 0}, "init: expected 'data' or 'normal', got 0"),
     ({"epochs": 0}, "epochs: expected a number > 0, got 0"),
     ({"clip_norm": -1}, "clip_norm: expected a number >= 0, got -1"),
     ({"lr_floor": 1.5}, "lr_floor: expected a factor of at most 1, got 1.5"),
@@ -44,7 +83,7 @@ def test_rectifier(fields, message):
         build_rectifier(RectifierConfig(**fields), (4, 4, 4))
 
 
-@pytest.mark.parametrize(("fields", "message"), MODELS, ids=str)
+@pytest.mark.parametrize(("fields", "message"), MODELS, ids=lambda case: str(case)[:40])
 def test_model(tmp_path, fields, message):
     config = model_of(fields)
     with pytest.raises(InputError, match=message):
@@ -54,7 +93,7 @@ def test_model(tmp_path, fields, message):
     revq.ReVQ(model_of({})).save_pretrained(tmp_path / "model")
     path = tmp_path / "model" / "config.json"
     path.write_text(json.dumps(to_dict(config)))
-    with pytest.raises(InputError, match=r"config\.json: " + message):
+    with pytest.raises(InputError, match=r"config\.json: (" + message + ")|not valid JSON"):
         revq.ReVQ.from_pretrained(tmp_path / "model")
 
 
@@ -63,11 +102,22 @@ def test_run(tmp_path):
     runs = [(RunConfig("bad", model_of(fields)), message) for fields, message in MODELS]
     runs += [(RunConfig("bad", run.model, TrainConfig(**fields)), message) for fields, message in TRAININGS]
     for bad, message in runs:
-        with pytest.raises(InputError, match=message):
-            revq.train.train(bad, store, tmp_path / "run", progress=False)
-        with pytest.raises(InputError, match=message):
-            demo(tmp_path / "run", config=bad, progress=False)
+        for call in (
+            bad.validate,
+            lambda bad=bad: revq.train.train(bad, store, tmp_path / "run", progress=False),
+            lambda bad=bad: demo(tmp_path / "run", config=bad, progress=False),
+        ):
+            with pytest.raises(InputError, match=message) as caught:
+                call()
+            assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_numbers_that_are_legal():
+    for values in ({"clip_norm": 1, "learning_rate": 3.4e38}, {"seed": 2**63 - 1}, {"seed": -5}, {"lr_floor": 1e-300}):
+        TrainConfig(**values).validate()
+    for recipe in revq.recipes.RECIPES.values():
+        recipe().validate()
 
 
 def test_lists_of_json_become_tuples():

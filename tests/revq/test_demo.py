@@ -74,7 +74,7 @@ def test_demo(tmp_path, parts, capsys):
         assert f"{quality['psnr']:.2f}" in printed and f"{quality['ssim']:.4f}" in printed, name
     assert any(kernel in printed for kernel in ("native: ", "reference: ")) and str(out / "comparison.png") in printed
     with Image.open(out / "comparison.png") as picture:
-        assert picture.size == (4 * (IMAGE_SIZE + 4) + 4, 22 + 8 * (IMAGE_SIZE + 4))
+        assert picture.size == (4 * (IMAGE_SIZE + 4) + 4, 22 + 8 * (IMAGE_SIZE + 4 + 16))
     assert len([r for r in read_records(out / "metrics.jsonl") if r["kind"] == "epoch"]) == 3
 
     pictures = [torch.rand(2, 3, IMAGE_SIZE, IMAGE_SIZE) * 2 - 1]
@@ -101,6 +101,8 @@ def test_demo_again_replaces_its_own_files_only(tmp_path, parts):
     with pytest.raises(InputError, match="of another origin"):
         demo(other, **few)
     assert [path.name for path in other.rglob("*")] == ["model", "weights"]
+    third = demo(other, **few, overwrite=True)
+    assert third.numbers["quality"] == first.numbers["quality"] and not (other / "model" / "weights").exists()
 
 
 def test_demo_fails_when_the_method_does(tmp_path, parts):

@@ -205,13 +205,20 @@ def test_saving_replaces_a_model_but_nothing_else(tmp_path):
     assert ReVQ.from_pretrained(folder).config == other.config
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
-    (folder / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match=r"it holds thesis\.txt"):
-        tiny_model().save_pretrained(folder)
+    foreign = {"thesis.txt": b"years", ".DS_Store": b"\0", "README.md": b"# mine", ".gitattributes": b"*", "Thumbs.db": b""}
+    for name, content in foreign.items():
+        (folder / name).write_bytes(content)
+    (folder / "plots").mkdir()
+    (folder / "plots" / "a.png").write_bytes(b"png")
+    (folder / "link").symlink_to("thesis.txt")
+    other = tiny_model(codes=6)
+    other.save_pretrained(folder)
+    assert {name: (folder / name).read_bytes() for name in foreign} == foreign
+    assert (folder / "plots" / "a.png").read_bytes() == b"png" and (folder / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="found a file"):
         tiny_model().save_pretrained(tmp_path / "file")
-    assert (folder / "thesis.txt").read_text() == "years of work"
     assert ReVQ.from_pretrained(folder).config == other.config
 
 
@@ -274,7 +281,7 @@ def test_missing_folders_and_files_are_named(tmp_path):
         ({"num_code": 3}, ["num_code"]),
         ({"num_tokens": 7}, ["num_tokens", "divisor", "7"]),
         ({"num_codes": "many"}, ["num_codes", "'many'"]),
-        ({"num_codes": 1.5}, ["does not describe a model"]),
+        ({"num_codes": 1.5}, ["num_codes: expected an integer, got 1.5"]),
         ({"split": "diagonal"}, ["split", "diagonal"]),
         ({"latent_shape": 5}, ["int"]),
         ({"rectifier": {"kind": "vit"}}, ["rectifier kind", "vit"]),

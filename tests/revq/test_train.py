@@ -213,23 +213,3 @@ def test_wrong_inputs(tmp_path, store, validation):
     with pytest.raises(InputError, match="learning_rate: training diverged in epoch 0"):
         train(tiny_run(learning_rate=1e38, clip_norm=0), store, tmp_path / "diverged", progress=False)
     assert not (tmp_path / "diverged" / "model").exists()
-
-
-def test_another_run_in_the_folder_is_refused(tmp_path, store, validation):
-    out = tmp_path / "run"
-    train(tiny_run(epochs=1), store, out, progress=False)
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    for run, held_out in ((tiny_run(epochs=2), None), (tiny_run(epochs=1), validation)):
-        with pytest.raises(InputError, match="another configuration or other latents"):
-            train(run, store, out, validation=held_out, progress=False)
-    with pytest.raises(InputError, match="another configuration or other latents"):
-        train(tiny_run(epochs=1), random_store(tmp_path / "s", seed=7), out, progress=False)
-    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
-
-    whole = (out / "checkpoint.pt").read_bytes()
-    (out / "checkpoint.pt").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"checkpoint\.pt: damaged"):
-        train(tiny_run(epochs=1), store, out, progress=False)
-    torch.save({"some": "thing"}, out / "checkpoint.pt")
-    with pytest.raises(InputError, match="not a training checkpoint"):
-        train(tiny_run(epochs=1), store, out, progress=False)
