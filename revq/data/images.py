@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from revq.data.decode import decode_image, load_image
+from revq.data.decode import decode_image, image_suffixes, load_image
 from revq.data.listing import ImageListing, NamedFile, SkippedFile, image_files, list_images, summarize
 from revq.errors import InputError
 
@@ -24,6 +24,7 @@ __all__ = [
     "center_crop",
     "decode_image",
     "image_files",
+    "image_suffixes",
     "list_images",
     "load_image",
     "random_crop",
