@@ -104,7 +104,13 @@ def test_log_refuses_other_files(tmp_path):
     assert read_records(tmp_path / "none") == []
     deep = b'{"step": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     texts = [b"hello", b"[1]", b'{"loss": 1}', b'{"step": "x"}', b'{"step": 1.5}', b'{"step": true}', b"\xff\xfe", deep]
-    for text in [*texts, b'{"step": 1e999}', b'{"step": 1, "loss": NaN}', b'{"step": 1, "loss": -1e999}', b'{"step": -1}']:
+    for text in [
+        *texts,
+        b'{"step": 1e999}',
+        b'{"step": 1, "loss": NaN}',
+        b'{"step": 1, "loss": -1e999}',
+        b'{"step": -1}',
+    ]:
         (tmp_path / "m").write_bytes(b'{"step": 1}\n' + text + b"\n")
         with pytest.raises(InputError, match="line 2") as caught:
             read_records(tmp_path / "m")
