@@ -4,7 +4,6 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,8 +36,7 @@ class SkippedFile(NamedTuple):
     reason: str
 
 
-@dataclass(frozen=True)
-class ImageListing:
+class ImageListing(NamedTuple):
     """The images of some places, and what lies beside them."""
 
     files: list[NamedFile]
