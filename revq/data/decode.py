@@ -190,7 +190,8 @@ class _Coding(NamedTuple):
 
 
 def _coding(image: "Image") -> _Coding:
-    raw = image.tile[0].args if getattr(image, "tile", None) else None
+    tiles = getattr(image, "tile", None)
+    raw = tiles[0].args if tiles else None
     raw = raw[0] if isinstance(raw, tuple) and raw else raw
     tags = getattr(image, "tag_v2", {})
     key_scale = {"1": 255, "L;1": 255, "L;2": 85, "L;4": 17}.get(str(raw), 1)

@@ -145,8 +145,8 @@ def test_missing_folders_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", ["config.json", "JSONDecodeError"]),
-        ("[]", ["config.json", "_class_name"]),
+        ("{", ["config.json", "not valid JSON"]),
+        ("[]", ["config.json", "expected a JSON object"]),
         ("{}", ["config.json", "_class_name"]),
         ('{"_class_name": "UNet2DModel"}', ["AutoencoderDC, AutoencoderKL, AutoencoderTiny", "UNet2DModel"]),
         ('{"_class_name": "AutoencoderDC", "latent_channels": "x"}', ["cannot load this AutoencoderDC"]),
