@@ -143,6 +143,8 @@ def _read(path: Path, max_pixels: int) -> bytes:
         found = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
     except (FileNotFoundError, NotADirectoryError):
         found = "a broken link" if path.is_symlink() else "nothing"
+    except InputError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise InputError(f"{label}: cannot read this file ({getattr(error, 'strerror', None) or error})") from error
     raise InputError(f"{label}: expected an image file, found {found}")
@@ -232,7 +234,7 @@ def _color_and_opacity(image: "Image", coding: _Coding) -> "tuple[Image, Image |
         opaque = None if not isinstance(key, int) or image.mode == "F" else _mask(values != key)
         return gray.convert("RGB"), opaque
     if image.mode in ("1", "L") and isinstance(key, int):
-        return image.convert("RGB"), _mask(np.asarray(image.convert("L")) != key * coding.key_scale)
+        return image.convert("RGB"), _mask(np.asarray(image.convert("L")) != min(255, key * coding.key_scale))
     if image.mode == "RGB" and isinstance(key, tuple):
         # A key above 255 is of a file of 16 bits, of which Pillow keeps the upper 8.
         color = np.array([level >> 8 if max(key) > 255 else level for level in key])

@@ -53,11 +53,18 @@ def find_folder(name: str | Path, what: str, *, inner: bool = False) -> Path | N
     Raises:
         InputError: if ``name`` is neither an existing folder nor a possible hub id.
     """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path.resolve()
-    if path.exists():
-        raise InputError(f"{name}: expected {what}, found a file")
+    if not isinstance(name, str | Path):
+        raise InputError(f"{what}: expected a path or a hub id, got {type(name).__name__}")
+    try:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            return path.resolve()
+        if path.exists():
+            raise InputError(f"{name}: expected {what}, found a file")
+    except InputError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:  # a name too long, a NUL, a ~user that does not exist
+        raise InputError(f"{str(name)[:200]!r}: expected {what} ({one_line(error)})") from error
     if len(path.parts) >= 2 and Path(path.parts[0]).is_dir():  # owner/ exists here: a mistyped path
         raise InputError(f"{name}: expected {what}, found nothing by that name in {path.parts[0]}/")
     pattern = _HUB_NAME if inner else re.compile(r"\w[\w.-]*/\w[\w.-]*")

@@ -196,7 +196,7 @@ def _load(find: Callable[[str], Path], label: str) -> torch.nn.Module:
     # Damaged files raise many types: safetensors', torch's and pickle's errors, OSError, TypeError, KeyError, ...
     try:
         weights = _Weights(files)
-        vae = _empty_vae(class_name, config, 100 * len(weights.shapes) + 10_000)
+        vae = _empty_vae(class_name, config, 10 * len(weights.shapes) + 1000)
         return _filled(vae, weights, label)
     except InputError:
         raise
@@ -305,7 +305,7 @@ def _filled(vae: Any, weights: _Weights, label: str) -> torch.nn.Module:
     for name in expected:
         tensor = tensors[name]()
         if not tensor.is_floating_point() or tensor.layout != torch.strided:
-            raise ValueError(f"{name} is {tensor.dtype}, not of a floating dtype")
+            raise ValueError(f"{name}: expected a dense tensor of a floating dtype, got {tensor.dtype} {tensor.layout}")
         state[name] = tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         if not state[name].isfinite().all():
             raise InputError(f"{label}: the weights are damaged: {name} holds NaN or infinity")
