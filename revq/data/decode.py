@@ -52,9 +52,7 @@ def image_suffixes() -> tuple[frozenset[str], frozenset[str]]:
     return good, frozenset(suffix.lower() for suffix in known) - good
 
 
-def load_image(
-    path: str | Path, *, background: tuple[int, int, int] = WHITE, max_pixels: int = MAX_PIXELS
-) -> "Image":
+def load_image(path: str | Path, *, background: tuple[int, int, int] = WHITE, max_pixels: int = MAX_PIXELS) -> "Image":
     """Read an image file as RGB; of an animation or a file of several pictures, the first.
 
     * Values: 8 bits per channel as they are; 16 bits (and what PNM and TIFF declare as 10 or 12 bits) scaled from their
@@ -138,7 +136,9 @@ def _read(path: Path, max_pixels: int) -> bytes:
             if status.st_size > (limit := 16 * max_pixels + (64 << 20)):
                 raise InputError(f"{label}: expected at most {limit} bytes, got {status.st_size}")
             # One read: a file that changes later cannot mix two pictures.  At most one byte more than was announced.
-            with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+            with open(
+                path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+            ) as file:
                 return file.read(limit + 1)
         found = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
     except (FileNotFoundError, NotADirectoryError):

@@ -12,10 +12,22 @@ from revq.errors import InputError
 
 _HIDDEN = frozenset(
     name.casefold()
-    for name in (
-        "@eaDir @tmp @Recycle @Recently-Snapshot #recycle #snapshot __MACOSX $RECYCLE.BIN RECYCLER lost+found Thumbs.db "
-        "ehthumbs.db desktop.ini __pycache__"
-    ).split()
+    for name in [
+        "@eaDir",
+        "@tmp",
+        "@Recycle",
+        "@Recently-Snapshot",
+        "#recycle",
+        "#snapshot",
+        "__MACOSX",
+        "$RECYCLE.BIN",
+        "RECYCLER",
+        "lost+found",
+        "Thumbs.db",
+        "ehthumbs.db",
+        "desktop.ini",
+        "__pycache__",
+    ]
 ) | {"system volume information"}
 """Files and folders that file systems, servers and archivers add; beside all names that start with a dot."""
 

@@ -142,7 +142,6 @@ def load_vae(
     if isinstance(name, FrozenVAE | torch.nn.Module):
         if revision is not None:
             raise InputError(f"revision: expected none for a {type(name).__name__}, got {revision}")
-        # diffusers keeps the name that a model was loaded by.
         vae = name if isinstance(name, FrozenVAE) else FrozenVAE(name, _name_of(name))
         if device is not None:
             vae.vae.to(device)
@@ -168,8 +167,11 @@ def _class_name(vae: Any) -> str:
 
 
 def _name_of(module: torch.nn.Module) -> str:
-    name = getattr(getattr(module, "config", None), "_name_or_path", None)
-    return name if isinstance(name, str) and name else type(module).__name__
+    config = getattr(module, "config", None)
+    name = config.get("_name_or_path") if isinstance(config, dict) else None
+    if not isinstance(name, str | Path) or not str(name):
+        return type(module).__name__
+    return str(Path(name).resolve()) if Path(name).is_dir() else str(name)
 
 
 def _local_file(folder: Path, label: str, filename: str) -> Path:

@@ -21,8 +21,21 @@ def listed(folder):
 
 
 def test_hidden_and_system_folders_are_not_data(tmp_path):
-    hidden = [".ipynb_checkpoints/a.png", ".thumbnails/a.png", "@eaDir/a.jpg/S.jpg", "__MACOSX/a.png", "b/lost+found/a.png"]
-    hidden += ["$RECYCLE.BIN/a.png", "System Volume Information/a.png", "#recycle/a.png", ".a.jpg", "b/._a.jpg", "Thumbs.db"]
+    hidden = [
+        ".ipynb_checkpoints/a.png",
+        ".thumbnails/a.png",
+        "@eaDir/a.jpg/S.jpg",
+        "__MACOSX/a.png",
+        "b/lost+found/a.png",
+    ]
+    hidden += [
+        "$RECYCLE.BIN/a.png",
+        "System Volume Information/a.png",
+        "#recycle/a.png",
+        ".a.jpg",
+        "b/._a.jpg",
+        "Thumbs.db",
+    ]
     touch(tmp_path, "a.png", "b/b.png", *hidden)
     names, skipped = listed(tmp_path)
     assert names == ["a.png", "b/b.png"]
@@ -33,7 +46,7 @@ def test_hidden_and_system_folders_are_not_data(tmp_path):
 
 
 def test_suffixes_are_those_that_pillow_decodes(tmp_path):
-    images = "a.JPG b.jfif c.ppm d.pgm e.jp2 f.tif g.apng h.bmp i.tga j.qoi k.mpo".split()
+    images = ["a.JPG", "b.jfif", "c.ppm", "d.pgm", "e.jp2", "f.tif", "g.apng", "h.bmp", "i.tga", "j.qoi", "k.mpo"]
     touch(tmp_path, *images, "l.txt", "m", "n.eps", "o.pdf", "p.h5", "q.mpg", "r.svg")
     names, skipped = listed(tmp_path)
     assert names == images
@@ -125,7 +138,7 @@ def test_images_are_listed_sorted_with_subfolders_and_without_others(tmp_path):
 
 
 def test_folders_without_images_are_refused(tmp_path):
-    with pytest.raises(InputError, match="at least one image, found none$"):
+    with pytest.raises(InputError, match=r"at least one image, found none$"):
         list_images(tmp_path)
     with pytest.raises(InputError, match="found nothing"):
         list_images(tmp_path / "missing")
