@@ -135,11 +135,13 @@ def _read(path: Path, max_pixels: int) -> bytes:
         if stat.S_ISREG(status.st_mode):  # a FIFO or a device could block for ever
             if status.st_size > (limit := 16 * max_pixels + (64 << 20)):
                 raise InputError(f"{label}: expected at most {limit} bytes, got {status.st_size}")
-            # One read: a file that changes later cannot mix two pictures.  At most one byte more than was announced.
             with open(
                 path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
             ) as file:
-                return file.read(limit + 1)
+                data = file.read(status.st_size + 1)
+            if len(data) != status.st_size:
+                raise InputError(f"{label}: expected a file that stays as it is, got another size while it was read")
+            return data
         found = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
     except (FileNotFoundError, NotADirectoryError):
         found = "a broken link" if path.is_symlink() else "nothing"
