@@ -9,7 +9,6 @@ the file's header, in which that value itself is ``00000000``.
 """
 
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -213,11 +212,16 @@ class TensorFile:
         """Rows of a tensor, in memory of their own; neighbors in ascending ``rows`` int64 ``[n]`` are read together."""
         entry = self._entry(name)
         out = torch.empty((len(rows), *entry.shape[1:]), dtype=entry.dtype)
-        row_bytes, place = entry.size // max(1, entry.shape[0]), _bytes_of(out)
-        breaks = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
-        for first, last in itertools.pairwise(breaks):
-            if last > first:
-                self._read_into(place[first * row_bytes : last * row_bytes], name, int(rows[first]) * row_bytes)
+        row_bytes, place = entry.size // max(1, entry.shape[0]), _bytes_of(out).data
+        if not len(place):
+            return out
+        file = self._open()
+        breaks = [0, *(np.flatnonzero(rows[1:] != rows[:-1] + 1) + 1).tolist(), len(rows)]
+        starts = (rows[breaks[:-1]] * row_bytes).tolist()
+        for first, last, start in zip(breaks[:-1], breaks[1:], starts, strict=True):
+            part = place[first * row_bytes : last * row_bytes]
+            self._verify_blocks(file, name, start, start + len(part))
+            file.read_into(part, entry.start + start)
         return out
 
     def verify(self) -> None:
@@ -237,28 +241,25 @@ class TensorFile:
         return self._entries[name]
 
     def _read_into(self, out: np.ndarray, name: str, start: int) -> None:
-        """Fill ``out`` uint8 with a tensor's bytes from ``start`` on; the blocks that they lie in are verified once."""
-        if not out.size:
-            return
-        file = self._open()
-        entry, verified, place = self._entries[name], self._verified[name], out.data
-        stop = start + len(out)
+        """Fill ``out`` uint8 with a tensor's bytes from ``start`` on."""
+        if out.size:
+            file = self._open()
+            self._verify_blocks(file, name, start, start + out.size)
+            file.read_into(out.data, self._entries[name].start + start)
+
+    def _verify_blocks(self, file: "_OpenFile", name: str, start: int, stop: int) -> None:
+        """Verify the blocks of a tensor's bytes start ... stop - 1, each once."""
+        entry, verified = self._entries[name], self._verified[name]
         if entry.checksums is None:
-            file.read_into(place, entry.start + start)
             return
         for block in range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)):
-            first, last = block * BLOCK_BYTES, min((block + 1) * BLOCK_BYTES, entry.size)
-            low, high = max(first, start), min(last, stop)  # the part of the block that is asked for
-            part = place[low - start : high - start]
-            if verified[block]:
-                file.read_into(part, entry.start + low)
-                continue
-            data = memoryview(bytearray(last - first))
-            file.read_into(data, entry.start + first)
-            if zlib.crc32(data).to_bytes(4, "big") != entry.checksums[4 * block : 4 * block + 4]:
-                raise InputError(f"{self.path}: damaged: block {block} of {name} does not have its checksum")
-            verified[block] = 1
-            part[:] = data[low - first : high - first]
+            if not verified[block]:
+                first = block * BLOCK_BYTES
+                data = memoryview(bytearray(min(BLOCK_BYTES, entry.size - first)))
+                file.read_into(data, entry.start + first)
+                if zlib.crc32(data).to_bytes(4, "big") != entry.checksums[4 * block : 4 * block + 4]:
+                    raise InputError(f"{self.path}: damaged: block {block} of {name} does not have its checksum")
+                verified[block] = 1
 
     def _open(self) -> "_OpenFile":
         """The file's descriptor.  Of a file that was written since the last read, all blocks are verified again."""
