@@ -13,7 +13,6 @@ import io
 import os
 import signal
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,7 +101,7 @@ class Encode:
         """Encode."""
         from revq.data.atomic import check_writable_folder
         from revq.data.encode import encode_folder
-        from revq.data.images import image_files
+        from revq.data.images import image_files, summarize
         from revq.data.vae import load_vae
 
         _check_range("image_size", self.image_size, 1, _LARGEST_SIDE)
@@ -130,7 +129,7 @@ class Encode:
             overwrite=self.overwrite,
         )
         print(f"{self.out}: {len(store)} latents of (C, h, w) = {store.shape}")
-        print(_images_text(len(store.names), [*listing.skipped, *store.skipped]))
+        print(summarize(len(store.names), [*listing.skipped, *store.skipped]))
         return 0
 
 
@@ -211,12 +210,13 @@ class Reconstruct:
 
     def run(self) -> int:
         """Reconstruct."""
-        from revq.data.images import image_files
+        from revq.data.images import image_files, summarize
         from revq.eval.evaluate import Quality, mean_quality
         from revq.eval.report import page_paths, reconstruction_sheets, save_pages, table
         from revq.tokenizer import load_crops
 
-        files, skipped = image_files(self.images)
+        listing = image_files(self.images)
+        files, skipped = listing.files, list(listing.skipped)
         paths = page_paths(self.out, len(files))
         for path in paths:
             _check_output(path, self.overwrite, files, ".png")
@@ -227,7 +227,7 @@ class Reconstruct:
         rows = [[name, f"{value.psnr:.2f}", f"{value.ssim:.4f}"] for name, value in mean_quality(qualities).items()]
         print(table(["", "PSNR dB", "SSIM"], rows))
         pages = f" on {len(paths)} pages, up to {paths[-1].name}" if len(paths) > 1 else ""
-        print(f"{self.out}: {_images_text(sum(count for count, _ in qualities), skipped)}{pages}")
+        print(f"{self.out}: {summarize(sum(count for count, _ in qualities), skipped)}{pages}")
         return 0
 
 
@@ -254,20 +254,21 @@ class Tokenize:
 
     def run(self) -> int:
         """Tokenize."""
-        from revq.data.images import image_files
+        from revq.data.images import image_files, summarize
         from revq.data.latents import is_latent_store
         from revq.tokenizer import tokenize_files
 
         _check_range("batch_size", self.batch_size, 1, LARGEST_INT)
         if len(self.images) == 1 and is_latent_store(self.images[0]):
             return self._run_on_latents()
-        files, left_out = image_files(self.images)
+        listing = image_files(self.images)
+        files = listing.files
         _check_output(self.out, self.overwrite, files)
         count, tokens, skipped = tokenize_files(
             _tokenizer(self), files, self.out, batch_size=self.batch_size, on_error=self.on_error
         )
         print(
-            f"{self.out}: {_images_text(count, [*left_out, *skipped])}; each of {tokens} tokens, {self.out.stat().st_size} bytes"
+            f"{self.out}: {summarize(count, [*listing.skipped, *skipped])}; each of {tokens} tokens, {self.out.stat().st_size} bytes"
         )
         return 0
 
@@ -479,14 +480,6 @@ def _check_range(name: str, value: int, low: int, high: int) -> None:
         raise InputError(
             f"{name}: expected a number from {low:,} to {high:,}, got {value if abs(value) < 10**30 else 'more'}"
         )
-
-
-def _images_text(count: int, skipped: Sequence[tuple[str, str]] = ()) -> str:
-    """How many images were used and, by their reasons, how many were not, for the last line of a verb."""
-    reasons = Counter(reason for _, reason in skipped)
-    listed = ", ".join(f"{number} x {reason}" for reason, number in reasons.most_common(3))
-    more = f", and {len(reasons) - 3} other reasons" if len(reasons) > 3 else ""
-    return f"{count} images, {len(skipped)} skipped" + (f" ({listed}{more})" if skipped else "")
 
 
 def _fail(message: str) -> int:

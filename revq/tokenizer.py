@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from revq.data.atomic import atomic_folder, link_or_copy
-from revq.data.images import SUFFIXES, NamedFile, center_crop, load_image, to_pil, to_tensor
+from revq.data.images import NamedFile, SkippedFile, center_crop, image_suffixes, load_image, to_pil, to_tensor
 from revq.data.latents import LatentStore
 from revq.data.tokens import TokenWriter, load_tokens
 from revq.data.vae import FrozenVAE, load_vae
@@ -22,8 +22,6 @@ from revq.progress import progress_bar
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_NAME = re.compile(f"(.+?)(?:({'|'.join(map(re.escape, sorted(SUFFIXES)))})(\\.[0-9]+)?)?", re.IGNORECASE | re.DOTALL)
-"""Of a sample: stem, kind of image, and crop as `tokenize_store` writes it."""
 _LATENTS_PER_SEARCH = 256
 """Several encoder batches share one search: a search reads all codebooks once, however many latents it is for."""
 
@@ -136,7 +134,7 @@ class TokenizeResult(NamedTuple):
     samples: int
     tokens: int
     """Tokens per sample."""
-    skipped: list[tuple[str, str]]
+    skipped: list[SkippedFile]
     """Images that could not be read: name and reason."""
 
 
@@ -158,7 +156,7 @@ def tokenize_files(
         InputError: if no image can be read; with ``on_error="stop"``, for a missing or damaged image.
     """
     _check_batch_size(batch_size)
-    skipped: list[tuple[str, str]] = []
+    skipped: list[SkippedFile] = []
 
     def batches() -> Iterator[tuple[Tensor, list[str]]]:
         images = load_crops(files, tokenizer.image_size, on_error=on_error, skipped=skipped)
@@ -169,7 +167,7 @@ def tokenize_files(
 
 
 def load_crops(
-    files: Sequence[NamedFile], size: int, *, on_error: Literal["skip", "stop"], skipped: list[tuple[str, str]]
+    files: Sequence[NamedFile], size: int, *, on_error: Literal["skip", "stop"], skipped: list[SkippedFile]
 ) -> "Iterator[tuple[str, Image]]":
     """The names and center crops of image files, one at a time; at the end at least one could be read.
 
@@ -190,7 +188,7 @@ def load_crops(
             if on_error == "stop":
                 raise
             first = first or f", the first because: {error}"
-            skipped.append((file.name, str(error).removeprefix(f"{file.path}: ")))
+            skipped.append(SkippedFile(file.name, str(error).removeprefix(f"{file.path}: ")))
         else:
             read += 1
             yield file.name, image
@@ -285,7 +283,7 @@ def _tokenize(
     batches: Iterable[tuple[Tensor, list[str]]],
     samples: int,
     out: str | Path,
-    skipped: list[tuple[str, str]],
+    skipped: list[SkippedFile],
     progress: bool,
 ) -> TokenizeResult:
     """Write the tokens of latents ``[B, *shape]`` with their names; ``skipped`` may grow while the batches are made."""
@@ -341,7 +339,9 @@ def image_names(names: Sequence[str], source: str | Path) -> list[str]:
         parts = name.split("/")
         if not name.strip() or "" in parts or "." in parts or ".." in parts:
             raise InputError(f"{source}: expected names of files inside a folder, got {name!r}")
-    pieces = [match.groups(default="") for match in map(_NAME.fullmatch, names) if match]
+    kinds = "|".join(map(re.escape, sorted(image_suffixes()[0])))
+    pattern = re.compile(f"(.+?)(?:({kinds})(\\.[0-9]+)?)?", re.IGNORECASE | re.DOTALL)  # stem, kind of image, crop
+    pieces = [match.groups(default="") for match in map(pattern.fullmatch, names) if match]
     short = [f"{piece[0]}{piece[2].replace('.', '-')}.png" for piece in pieces]
     long = [f"{piece[0]}{(piece[1] + piece[2]).replace('.', '-')}.png" for piece in pieces]
     numbered = [f"{row:06d}.png" for row in range(len(names))]

@@ -1,103 +1,42 @@
-"""Image files to float tensors in [-1, 1] and back, and the crops; with PIL alone, without torchvision."""
+"""Crops of RGB images, and images to float tensors in [-1, 1] and back; with PIL alone, without torchvision."""
 
+import math
 import random
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from revq.data.decode import decode_image, image_suffixes, load_image
+from revq.data.listing import ImageListing, NamedFile, SkippedFile, image_files, list_images, summarize
 from revq.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
+__all__ = [
+    "ImageListing",
+    "NamedFile",
+    "SkippedFile",
+    "center_crop",
+    "decode_image",
+    "image_files",
+    "image_suffixes",
+    "list_images",
+    "load_image",
+    "random_crop",
+    "summarize",
+    "to_pil",
+    "to_tensor",
+]
 
-def load_image(path: str | Path) -> "Image":
-    """Read an image file as RGB, rotated by its EXIF orientation; of an animation, the first frame.
-
-    Raises:
-        InputError: if the file is missing, is not an image, or is damaged.
-    """
-    from PIL import Image, ImageOps
-
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: expected an image file, found {'a folder' if path.is_dir() else 'nothing'}")
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return _rgb(ImageOps.exif_transpose(image))
-    # PIL's decoders raise many types for damaged files: OSError, SyntaxError, ValueError, struct.error, ...
-    except Exception as error:
-        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else " ".join(str(error).split())
-        raise InputError(f"{path}: cannot read this image ({reason or type(error).__name__})") from error
-
-
-def list_images(folder: str | Path) -> list[Path]:
-    """All files under ``folder`` and its subfolders with an image's suffix, sorted by path; hidden files are skipped.
-
-    Raises:
-        InputError: if the folder is missing or holds no image.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: expected a folder of images, found {'a file' if folder.is_file() else 'nothing'}")
-    paths = [
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-    ]
-    if not paths:
-        raise InputError(f"{folder}: expected at least one image ({' '.join(sorted(SUFFIXES))}), found none")
-    return sorted(paths, key=lambda path: path.relative_to(folder).parts)
-
-
-class NamedFile(NamedTuple):
-    """An image file, and its name as a path relative to the folder that was given."""
-
-    name: str
-    path: Path
-
-
-class ImageListing(NamedTuple):
-    """The images that were found, and the files that were left out."""
-
-    files: list[NamedFile]
-    skipped: list[tuple[str, str]]
-
-
-def decode_image(data: bytes, label: str, *, background: tuple[int, int, int] = (255, 255, 255)) -> "Image":
-    """An image from the bytes of its file."""
-    import io
-
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            return _rgb(ImageOps.exif_transpose(image))
-    except Exception as error:
-        raise InputError(f"{label}: cannot read this image ({error})") from error
-
-
-def image_files(places: Sequence[str | Path]) -> ImageListing:
-    """The images of ``places``: files as they are, folders as `list_images` lists them.
-
-    Raises:
-        InputError: if nothing is given, a place is missing, or a folder holds no image.
-    """
-    files: list[NamedFile] = []
-    for place in map(Path, places):
-        found = [place] if place.is_file() else list_images(place)
-        files += [NamedFile(path.name if path == place else path.relative_to(place).as_posix(), path) for path in found]
-    if not files:
-        raise InputError("images: expected at least one file or folder, got none")
-    return ImageListing(files, [])
+_LONGEST = 16
+"""Longer images, in units of their short side, are cropped before they are scaled: scaled whole, they would be huge."""
+_LONGEST_BOX = 1 << 15
+"""Pillow keeps the corners of a box as float32, which places them well only up to about this many pixels."""
 
 
 def center_crop(image: "Image", size: int) -> "Image":
@@ -110,6 +49,9 @@ def center_crop(image: "Image", size: int) -> "Image":
     _check_size(size)
     width, height = image.size
     short = min(width, height)
+    if max(width, height) > _LONGEST * short:
+        left, top = (width - short) / 2, (height - short) / 2
+        return _resized_box(image, size, (left, top, left + short, top + short))
     scaled = (int(size * width / short), int(size * height / short))
     image = image.resize(scaled, Resampling.BILINEAR)
     left, top = round((scaled[0] - size) / 2), round((scaled[1] - size) / 2)
@@ -126,7 +68,7 @@ def random_crop(image: "Image", size: int, rng: random.Random, min_scale: float 
     Raises:
         InputError: if ``size`` is below 1 or ``min_scale`` not in (0, 1].
     """
-    from PIL.Image import Resampling, Transpose
+    from PIL.Image import Transpose
 
     _check_size(size)
     if not 0 < min_scale <= 1:
@@ -136,7 +78,7 @@ def random_crop(image: "Image", size: int, rng: random.Random, min_scale: float 
     left, top = (width - side) * rng.random(), (height - side) * rng.random()
     box = (left, top, min(left + side, width), min(top + side, height))  # min: the sum may round past the edge
     # resize(box=...) reads the crop only, which is much faster than an antialiased resize of a tensor.
-    crop = image.resize((size, size), Resampling.BILINEAR, box=box)
+    crop = _resized_box(image, size, box)
     return crop.transpose(Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop
 
 
@@ -169,13 +111,16 @@ def to_pil(images: Tensor) -> list["Image"]:
     return [Image.fromarray(picture) for picture in pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
 
 
-def _rgb(image: "Image") -> "Image":
-    from PIL import Image
+def _resized_box(image: "Image", size: int, box: tuple[float, float, float, float]) -> "Image":
+    from PIL.Image import Resampling
 
-    if image.mode.startswith("I"):  # 16-bit gray, whose values PIL's own conversion to RGB clips at 255
-        levels = np.clip(np.asarray(image, dtype=np.float64) / 257, 0, 255).round().astype(np.uint8)
-        image = Image.fromarray(levels)
-    return image.convert("RGB")
+    if max(image.size) > _LONGEST_BOX:
+        margin = math.ceil((box[2] - box[0]) / size) + 2  # at least the reach of the filter
+        left, top = max(0, math.floor(box[0]) - margin), max(0, math.floor(box[1]) - margin)
+        right, bottom = (min(math.ceil(end) + margin, whole) for end, whole in zip(box[2:], image.size, strict=True))
+        image = image.crop((left, top, right, bottom))
+        box = (box[0] - left, box[1] - top, min(box[2] - left, image.width), min(box[3] - top, image.height))
+    return image.resize((size, size), Resampling.BILINEAR, box=box)
 
 
 def _check_size(size: int) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from revq.data.json_text import read_json, read_manifest
+from revq.data.listing import SkippedFile
 from revq.data.tensor_file import TensorFile
 from revq.data.text_list import TextList
 from revq.errors import InputError
@@ -210,7 +211,7 @@ class LatentStore:
         return _Joined([shard.names for shard in self._shards if isinstance(shard, _Shard)])
 
     @property
-    def skipped(self) -> list[tuple[str, str]]:
+    def skipped(self) -> list[SkippedFile]:
         """The images that could not be read: name and reason."""
         return [pair for shard in self._shards if isinstance(shard, _Shard) for pair in shard.skipped]
 
@@ -260,11 +261,11 @@ class _Shard:
         return _Lazy(self._entry.sources, lambda: TextList(self._sources(), "names"))
 
     @property
-    def skipped(self) -> list[tuple[str, str]]:
+    def skipped(self) -> list[SkippedFile]:
         file = self._sources()
         if "skipped.ends" not in file.names:
             return []
-        return list(zip(TextList(file, "skipped"), TextList(file, "reasons"), strict=True))
+        return list(map(SkippedFile, TextList(file, "skipped"), TextList(file, "reasons")))
 
     @property
     def labels(self) -> Tensor | None:

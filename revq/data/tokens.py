@@ -21,6 +21,7 @@ from torch import Tensor
 
 from revq.data.atomic import atomic_file
 from revq.data.json_text import parse_json
+from revq.data.listing import SkippedFile
 from revq.data.tensor_file import TensorFile, TensorFileWriter
 from revq.data.text_list import TextBuffer, TextList
 from revq.errors import InputError
@@ -122,11 +123,11 @@ class TokenFile:
         return self._file.tensor("labels") if "labels" in self._file.names else None
 
     @property
-    def skipped(self) -> list[tuple[str, str]]:
+    def skipped(self) -> list[SkippedFile]:
         """The images that could not be read: name and reason."""
         if "skipped.ends" not in self._file.names:
             return []
-        return list(zip(TextList(self._file, "skipped"), TextList(self._file, "reasons"), strict=True))
+        return list(map(SkippedFile, TextList(self._file, "skipped"), TextList(self._file, "reasons")))
 
     def verify(self) -> None:
         """Read the whole file.

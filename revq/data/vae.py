@@ -88,16 +88,32 @@ class FrozenVAE:
         Raises:
             InputError: for another shape or dtype.
         """
+        self._check_images(images)
+        out = self.vae.encode(images.to(self.device, torch.float32))
+        if self.class_name == "AutoencoderKL":
+            return out.latent_dist.mode()
+        return out.latent if self.class_name == "AutoencoderDC" else out.latents
+
+    def _check_images(self, images: Tensor) -> None:
         if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise InputError(f"images: expected float [B, 3, H, W], got {images.dtype} {tuple(images.shape)}")
         if images.shape[2] % self.downscale or images.shape[3] % self.downscale:
             raise InputError(
                 f"images: expected height and width to be multiples of {self.downscale}, got {tuple(images.shape[2:])}"
             )
-        out = self.vae.encode(images.to(self.device, torch.float32))
-        if self.class_name == "AutoencoderKL":
-            return out.latent_dist.mode()
-        return out.latent if self.class_name == "AutoencoderDC" else out.latents
+
+    @torch.no_grad()
+    def encode_posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The means and the log-variances of the posterior, both as `encode` returns latents.
+
+        Raises:
+            InputError: if the VAE has no posterior; for another shape or dtype.
+        """
+        if self.class_name != "AutoencoderKL":
+            raise InputError(f"log_variances: expected a VAE with a posterior (AutoencoderKL), got {self.class_name}")
+        self._check_images(images)
+        posterior = self.vae.encode(images.to(self.device, torch.float32)).latent_dist
+        return posterior.mean, posterior.logvar
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

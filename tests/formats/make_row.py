@@ -77,7 +77,7 @@ def make(out: Path) -> None:
     interrupt(run, store, out / "interrupted", step=4)
 
     tokenizer = Tokenizer.from_pretrained(out / "model")
-    tokenize_files(tokenizer, image_files(photos), out / "tokens.safetensors", batch_size=6)
+    tokenize_files(tokenizer, image_files(photos).files, out / "tokens.safetensors", batch_size=6)
     tokens, latents, model = load_tokens(out / "tokens.safetensors"), store.rows(range(len(store))), tokenizer.model
     expected = {
         "latents": latents,

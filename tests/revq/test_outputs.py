@@ -67,9 +67,9 @@ def test_what_an_interruption_says_is_true(made, tmp_path, monkeypatch, capsys):
     vae, writer = revq.FrozenVAE, "written: {out}"
     for verb, owner, name, call, after, message in (
         (tokenize, vae, "encode", 2, False, "nothing was written"),
-        (tokenize, revq.cli, "_images_text", 1, False, writer),
+        (tokenize, revq.data.images, "summarize", 1, False, writer),
         (reconstruct, vae, "decode", 2, False, "nothing was written"),
-        (reconstruct, revq.cli, "_images_text", 1, False, writer),
+        (reconstruct, revq.data.images, "summarize", 1, False, writer),
         (detokenize, vae, "decode", 2, False, "nothing was written"),
         (detokenize, revq.tokenizer, "detokenize_file", 1, True, writer),
         (encode, vae, "encode", 1, False, "the same command keeps the finished shards, if any, and makes the others"),
@@ -138,6 +138,7 @@ def test_links_are_written_through(made, tmp_path):
         ("p.png", ["reconstruct", *model]),
         ("pictures", ["detokenize", "--model", made / "run", "--tokens", made / "tokens"]),
         ("run", ["train", "--latents", made / "latents", *SMALL, "--train.epochs", 1]),
+        ("latents", ["encode", "--images", made / "photos", "--image-size", IMAGE_SIZE, "--vae", made / "vae"]),
     ):
         (tmp_path / "far").mkdir(exist_ok=True)
         (tmp_path / name).symlink_to(tmp_path / "far" / name)
@@ -152,7 +153,7 @@ def test_pages(made, tmp_path, capsys):
     out = tmp_path / "page.png"
     assert revq_main("reconstruct", "--model", made / "run", "--images", tmp_path / "photos", "--out", out) == 0
     printed = capsys.readouterr().out
-    assert f"{out}: 19 images, 1 skipped (1 x " in printed and "on 2 pages, up to page-2.png" in printed
+    assert f"{out}: 19 images, 1 skipped (1 " in printed and "on 2 pages, up to page-2.png" in printed
     heights = {}
     for path in tmp_path.glob("*.png"):
         with Image.open(path) as page:

@@ -1,0 +1,289 @@
+"""Image files to RGB pixels by documented rules for value ranges, transparency, orientation and size; with PIL alone."""
+
+import os
+import stat
+import warnings
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from revq.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+WHITE = (255, 255, 255)
+MAX_PIXELS = 100 << 20
+"""Larger images are refused before their pixels are decoded; a decoded pixel takes 4 to 8 bytes."""
+
+_REFUSED_FORMATS = frozenset(
+    {"EPS", "PDF", "WMF", "MPEG", "BUFR", "GRIB", "HDF5", "FITS", "IPTC", "MCIDAS", "SPIDER", "PALM"}
+)
+"""Formats that Pillow names, but that run other programs, hold no pixels, or hold measurements without a range."""
+
+_STRIP_PIXELS = 1 << 20
+_ORIENTATION = 0x0112
+_T = TypeVar("_T")
+
+
+def image_formats() -> list[str]:
+    """Names of the formats that the installed Pillow, with its plugins, decodes and that `load_image` reads."""
+    from PIL import Image
+
+    Image.init()
+    return sorted(set(Image.OPEN) - _REFUSED_FORMATS)
+
+
+def image_suffixes() -> tuple[frozenset[str], frozenset[str]]:
+    """The lower-case suffixes of the formats that `load_image` reads, and those of Pillow's formats that it does not."""
+    from PIL import Image
+
+    read = {*image_formats(), "MPO"}  # Pillow opens MPO as JPEG
+    known = Image.registered_extensions()
+    good = frozenset(suffix.lower() for suffix, name in known.items() if name in read)
+    return good, frozenset(suffix.lower() for suffix in known) - good
+
+
+def load_image(path: str | Path, *, background: tuple[int, int, int] = WHITE, max_pixels: int = MAX_PIXELS) -> "Image":
+    """Read an image file as RGB; of an animation or a file of several pictures, the first.
+
+    * Values: 8 bits per channel as they are; 16 bits (and what PNM and TIFF declare as 10 or 12 bits) scaled from their
+      full range; floats in [0, 1].  Other floats and 32-bit integers have no defined range and are refused.
+    * Transparent pixels are composited on ``background``.
+    * Rotated by the EXIF orientation; EXIF data that cannot be read is ignored.
+    * Color profiles are ignored: the stored numbers are taken as sRGB, CMYK is converted by (1 - C)(1 - K).
+
+    Args:
+        path: a regular file.
+        background: red, green and blue in 0..255.
+        max_pixels: larger images are refused from their header alone.  Above 178,956,970, raise
+            ``PIL.Image.MAX_IMAGE_PIXELS`` as well.
+
+    Raises:
+        InputError: if the file is missing, is not an image, is damaged, truncated or too large, or its values have no
+            defined range.
+    """
+    return decode_image(_read(Path(path), max_pixels), str(path), background=background, max_pixels=max_pixels)
+
+
+def decode_image(
+    data: bytes, label: str, *, background: tuple[int, int, int] = WHITE, max_pixels: int = MAX_PIXELS
+) -> "Image":
+    """The image that ``data``, the bytes of an image file, holds; rules and errors as for `load_image`.
+
+    Args:
+        label: the name of the file, for errors.
+    """
+    if len(background) != 3 or not all(isinstance(level, int) and 0 <= level <= 255 for level in background):
+        raise InputError(f"background: expected three integers in 0..255, got {background!r}")
+    if max_pixels < 1:
+        raise InputError(f"max_pixels: expected at least 1, got {max_pixels}")
+    if not data:
+        raise InputError(f"{printable(label)}: cannot read this image (not an image: the file is empty)")
+    outcome = _foreign(lambda: _decode(data, background, max_pixels))
+    if isinstance(outcome, _Failure):
+        # Damaged metadata of a JPEG can stop Pillow before the pixels, which do not depend on it.
+        bare = _without_exif(data)
+        again = outcome if bare is None else _foreign(lambda: _decode(bare, background, max_pixels))
+        if isinstance(again, _Failure):
+            raise InputError(f"{printable(label)}: cannot read this image ({outcome.reason})") from outcome.error
+        outcome = again
+    return outcome
+
+
+def printable(name: str) -> str:
+    """``name`` on one line of valid text: control characters and bytes that are not UTF-8 are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
+
+
+class _Failure(NamedTuple):
+    error: Exception
+    reason: str
+
+
+def _foreign(step: Callable[[], _T]) -> "_T | _Failure":
+    """The boundary of Pillow's decoders: they raise many types for damaged files (OSError, SyntaxError, struct.error, ...)."""
+    from PIL import UnidentifiedImageError
+
+    try:
+        return step()
+    except Exception as error:
+        text = " ".join(str(error).split())
+        if isinstance(error, UnidentifiedImageError):
+            text = "not an image, or of a kind that Pillow does not read"
+        elif isinstance(error, EOFError) or "unexpected end" in text.lower():
+            text = f"truncated: {text}"
+        return _Failure(error, text[:300] or type(error).__name__)
+
+
+def _read(path: Path, max_pixels: int) -> bytes:
+    label = printable(str(path))
+    try:
+        status = path.stat()
+        if stat.S_ISREG(status.st_mode):  # a FIFO or a device could block for ever
+            if status.st_size > (limit := 16 * max_pixels + (64 << 20)):
+                raise InputError(f"{label}: expected at most {limit} bytes, got {status.st_size}")
+            # One read: a file that changes later cannot mix two pictures.  At most one byte more than was announced.
+            with open(
+                path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+            ) as file:
+                return file.read(limit + 1)
+        found = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+    except (FileNotFoundError, NotADirectoryError):
+        found = "a broken link" if path.is_symlink() else "nothing"
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise InputError(f"{label}: cannot read this file ({getattr(error, 'strerror', None) or error})") from error
+    raise InputError(f"{label}: expected an image file, found {found}")
+
+
+def _decode(data: bytes, background: tuple[int, int, int], max_pixels: int) -> "Image":
+    from PIL import Image, ImageFile
+
+    # Another library may have set this for itself; the missing part of a picture would silently be gray.
+    lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about metadata, and about sizes below max_pixels
+            with Image.open(BytesIO(data), formats=image_formats()) as image:
+                _check_pixels(image, max_pixels)
+                # An icon's header can announce a smaller size than the picture inside has.
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                coding = _coding(image)  # load() forgets it
+                image.load()
+                _check_pixels(image, max_pixels)
+                return _upright(image, _rgb(image, coding, background))
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
+
+
+def _check_pixels(image: "Image", max_pixels: int) -> None:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ValueError(f"it has {width} x {height} pixels")
+    if width * height > max_pixels:
+        raise ValueError(f"{width} x {height} pixels: more than max_pixels={max_pixels}")
+
+
+class _Coding(NamedTuple):
+    """How stored values become levels: what the mode of a PIL image does not say."""
+
+    maximum: int
+    """The stored value of white, of 16-bit and 32-bit modes."""
+    key_scale: int
+    """Levels per step of a PNG's transparent gray, which is given in the file's bit depth."""
+    inverted: bool
+    """0 is white."""
+
+
+def _coding(image: "Image") -> _Coding:
+    raw = image.tile[0].args if getattr(image, "tile", None) else None
+    raw = raw[0] if isinstance(raw, tuple) and raw else raw
+    tags = getattr(image, "tag_v2", {})
+    key_scale = {"1": 255, "L;1": 255, "L;2": 85, "L;4": 17}.get(str(raw), 1)
+    wide = image.mode.startswith("I") or image.mode == "F"  # of 8-bit modes, Pillow itself inverts
+    return _Coding(4095 if raw == "I;12" else 65535, key_scale, wide and tags.get(262) == 0)
+
+
+def _rgb(image: "Image", coding: _Coding, background: tuple[int, int, int]) -> "Image":
+    """``image`` as RGB; works on a strip of rows at a time, so that no large image is held in a third form."""
+    from PIL import Image
+
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):  # Pillow scales these two to 0..65535
+        raise ValueError("32-bit or signed integers have no defined range of values")
+    if image.mode in ("RGB", "YCbCr", "CMYK", "HSV", "L", "1", "RGBX") and "transparency" not in image.info:
+        return image.convert("RGB")
+    width, height = image.size
+    result = Image.new("RGB", image.size)
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        color, opacity = _color_and_opacity(strip, coding)
+        if opacity is not None and opacity.getextrema() != (255, 255):
+            over = Image.new("RGB", strip.size, background)
+            over.paste(color, mask=opacity)
+            color = over
+        result.paste(color, (0, top))
+    return result
+
+
+def _color_and_opacity(image: "Image", coding: _Coding) -> "tuple[Image, Image | None]":
+    from PIL import Image, ImageCms
+
+    key = image.info.get("transparency")
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image)
+        levels = _float_levels(values) if image.mode == "F" else _integer_levels(values, coding.maximum)
+        gray = Image.fromarray(255 - levels if coding.inverted else levels)
+        opaque = None if not isinstance(key, int) or image.mode == "F" else _mask(values != key)
+        return gray.convert("RGB"), opaque
+    if image.mode in ("1", "L") and isinstance(key, int):
+        return image.convert("RGB"), _mask(np.asarray(image.convert("L")) != key * coding.key_scale)
+    if image.mode == "RGB" and isinstance(key, tuple):
+        # A key above 255 is of a file of 16 bits, of which Pillow keeps the upper 8.
+        color = np.array([level >> 8 if max(key) > 255 else level for level in key])
+        return image, _mask((np.asarray(image) != color).any(axis=-1))
+    if image.mode == "LAB":
+        srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        assert converted is not None  # None only with inPlace
+        return converted, None
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode in ("P", "PA", "LA", "RGBa") or image.has_transparency_data:
+        image = image.convert("RGBA")
+    return image.convert("RGB"), image.getchannel("A") if image.mode == "RGBA" else None
+
+
+def _mask(opaque: NDArray[np.bool_]) -> "Image":
+    from PIL import Image
+
+    return Image.fromarray(opaque.astype(np.uint8) * 255)
+
+
+def _integer_levels(values: NDArray[np.integer], maximum: int) -> NDArray[np.uint8]:
+    if values.size and (values.min() < 0 or values.max() > maximum):
+        raise ValueError(f"values {values.min()}..{values.max()} are outside 0..{maximum}")
+    return ((values.astype(np.int64) * 510 + maximum) // (2 * maximum)).astype(np.uint8)  # rounds to nearest
+
+
+def _float_levels(values: NDArray[np.floating]) -> NDArray[np.uint8]:
+    low, high = float(values.min()), float(values.max())  # NaN if any value is
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"floats have a defined range only in [0, 1], got {low:g}..{high:g}")
+    return np.rint(values.astype(np.float64) * 255).astype(np.uint8)
+
+
+def _upright(source: "Image", pixels: "Image") -> "Image":
+    """``pixels`` turned by the EXIF orientation of ``source``, which is ignored if it cannot be read."""
+    from PIL.Image import Transpose
+
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    orientation = _foreign(lambda: source.getexif().get(_ORIENTATION))
+    turn = turns.get(orientation) if isinstance(orientation, int) else None
+    return pixels if turn is None else pixels.transpose(turn)
+
+
+def _without_exif(data: bytes) -> bytes | None:
+    """A JPEG without its APP1 segments (EXIF, XMP) and APP2 (MPO's index); None if there is none, or it is no JPEG."""
+    if data[:2] != b"\xff\xd8":
+        return None
+    kept, start = [data[:2]], 2
+    while data[start : start + 1] == b"\xff" and 0xC0 <= data[start + 1] <= 0xFE and data[start + 1] != 0xDA:
+        end = start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+        if data[start + 1] not in (0xE1, 0xE2):
+            kept.append(data[start:end])
+        start = end
+    bare = b"".join(kept) + data[start:]
+    return bare if len(bare) < len(data) else None
