@@ -452,7 +452,8 @@ def _device(name: str) -> "torch.device":
     import torch
 
     try:
-        torch.empty(0, device=name)
+        if torch.empty(0, device=name).is_meta:
+            raise RuntimeError("it holds no values")
     except (RuntimeError, AssertionError) as error:  # unknown names, missing drivers and builds without CUDA
         raise InputError(f"device: expected cpu or an accelerator of this machine, got {name!r} ({error})") from None
     return torch.device(name)

@@ -243,6 +243,7 @@ def bad_inputs(made, tmp):
         ),
         "encode: full output": (["encode", "--images", photos, "--out", full, "--vae", vae], "full: expected"),
         "encode: device": ([*encode, "--images", photos, "--vae", vae, "--device", "toaster"], "device"),
+        "train: device without values": ([*train, "--latents", latents, "--out", out, "--device", "meta"], "device"),
         "train: missing latents": ([*train, "--latents", tmp / "nowhere", "--out", out], "nowhere"),
         "train: damaged latents": (
             [*train, "--latents", damaged(latents, tmp / "bad_store"), "--out", out],
