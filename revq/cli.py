@@ -489,5 +489,6 @@ def _fail(message: str) -> int:
         try:
             sys.stdout.flush()
         except OSError:  # what cannot be printed is lost; Python would try again at its end, and report it once more
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            with Path(os.devnull).open("w") as nothing:
+                os.dup2(nothing.fileno(), sys.stdout.fileno())
     return 2
