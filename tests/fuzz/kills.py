@@ -29,7 +29,9 @@ from revq.data.vae import load_vae
 from revq.tokenizer import Tokenizer, detokenize_file, tokenize_files
 from revq.train import train
 
-EVENTS = frozenset({"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.truncate", "shutil.rmtree"})
+EVENTS = frozenset(
+    {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.truncate", "shutil.rmtree"}
+)
 """Audit events of the interpreter that change the file system or come right before a change."""
 
 
@@ -219,9 +221,25 @@ def _contents(out: Path) -> dict[str, bytes]:
         elif path.name == "metrics.jsonl":
             lines = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
             contents[name] = json.dumps([{**line, "seconds": 0} for line in lines]).encode()
+        elif path.name == "checkpoint.pt":  # its pickle depends on which equal texts were one object
+            contents[name] = _plain(torch.load(path, weights_only=True))
         else:
             contents[name] = path.read_bytes()
     return contents
+
+
+def _plain(value: object) -> bytes:
+    """The bytes of a nest of dictionaries, lists, tensors and simple values."""
+    if isinstance(value, dict):
+        return b"{" + b",".join(repr(key).encode() + b":" + _plain(item) for key, item in value.items()) + b"}"
+    if isinstance(value, list | tuple):
+        return b"[" + b",".join(map(_plain, value)) + b"]"
+    if isinstance(value, torch.Tensor):
+        return (
+            f"{value.dtype}{tuple(value.shape)}".encode()
+            + value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
+    return repr(value).encode()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

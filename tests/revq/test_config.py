@@ -31,7 +31,14 @@ MODELS = [
 MODELS += [
     ({name: value}, rf"{name}: expected an integer, got {text}")
     for name in ("num_tokens", "num_codes")
-    for value, text in ((True, "True"), (8.0, r"8\.0"), ("8", "'8'"), (None, "None"), (math.nan, "nan"), ([8], r"\[8\]"))
+    for value, text in (
+        (True, "True"),
+        (8.0, r"8\.0"),
+        ("8", "'8'"),
+        (None, "None"),
+        (math.nan, "nan"),
+        ([8], r"\[8\]"),
+    )
 ]
 MODELS += [
     ({"num_groups": 4.0}, r"num_groups: expected an integer or None, got 4\.0"),

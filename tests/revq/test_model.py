@@ -205,7 +205,13 @@ def test_saving_replaces_a_model_but_nothing_else(tmp_path):
     assert ReVQ.from_pretrained(folder).config == other.config
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
-    foreign = {"thesis.txt": b"years", ".DS_Store": b"\0", "README.md": b"# mine", ".gitattributes": b"*", "Thumbs.db": b""}
+    foreign = {
+        "thesis.txt": b"years",
+        ".DS_Store": b"\0",
+        "README.md": b"# mine",
+        ".gitattributes": b"*",
+        "Thumbs.db": b"",
+    }
     for name, content in foreign.items():
         (folder / name).write_bytes(content)
     (folder / "plots").mkdir()
