@@ -1,6 +1,8 @@
 """Image files to RGB pixels by documented rules for value ranges, transparency, orientation and size; with PIL alone."""
 
+import math
 import os
+import re
 import stat
 import warnings
 from collections.abc import Callable
@@ -26,6 +28,8 @@ _REFUSED_FORMATS = frozenset(
 """Formats that Pillow names, but that run other programs, hold no pixels, or hold measurements without a range."""
 
 _STRIP_PIXELS = 1 << 20
+_ROW_PIXELS = 64
+"""What Pillow needs for a row of any width, counted in pixels: memory for a pointer, time for a call."""
 _ORIENTATION = 0x0112
 _T = TypeVar("_T")
 
@@ -60,14 +64,14 @@ def load_image(path: str | Path, *, background: tuple[int, int, int] = WHITE, ma
     Args:
         path: a regular file.
         background: red, green and blue in 0..255.
-        max_pixels: larger images are refused from their header alone.  Above 178,956,970, raise
+        max_pixels: larger images are refused from their header alone; a row counts as 64 pixels at least.  Above 178,956,970, raise
             ``PIL.Image.MAX_IMAGE_PIXELS`` as well.
 
     Raises:
         InputError: if the file is missing, is not an image, is damaged, truncated or too large, or its values have no
             defined range.
     """
-    return decode_image(_read(Path(path), max_pixels), str(path), background=background, max_pixels=max_pixels)
+    return decode_image(read_file(Path(path), max_pixels), str(path), background=background, max_pixels=max_pixels)
 
 
 def decode_image(
@@ -100,6 +104,10 @@ def printable(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
 
 
+class _RefusedError(Exception):
+    """Of this file alone: its text is the whole reason."""
+
+
 class _Failure(NamedTuple):
     error: Exception
     reason: str
@@ -107,34 +115,43 @@ class _Failure(NamedTuple):
 
 def _foreign(step: Callable[[], _T]) -> "_T | _Failure":
     """The boundary of Pillow's decoders: they raise many types for damaged files (OSError, SyntaxError, struct.error, ...)."""
-    from PIL import UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     try:
         return step()
     except Exception as error:
         text = " ".join(str(error).split())
         if isinstance(error, UnidentifiedImageError):
-            text = "not an image, or of a kind that Pillow does not read"
-        elif isinstance(error, EOFError) or "unexpected end" in text.lower():
-            text = f"truncated: {text}"
-        return _Failure(error, text[:300] or type(error).__name__)
+            text = "not an image, cut off in its header, or of a kind that Pillow does not read"
+        elif not isinstance(error, _RefusedError | Image.DecompressionBombError) and "truncated" not in text.lower():
+            text = f"damaged or truncated: {text or type(error).__name__}"
+        return _Failure(error, text[:300])
 
 
-def _read(path: Path, max_pixels: int) -> bytes:
+def read_file(path: Path, max_pixels: int = MAX_PIXELS) -> bytes:
+    """The bytes of an image file, in one read.
+
+    Raises:
+        InputError: if it is missing, is no regular file, cannot be read, or is too large for ``max_pixels`` pixels.
+    """
     label = printable(str(path))
     try:
         status = path.stat()
         if stat.S_ISREG(status.st_mode):  # a FIFO or a device could block for ever
             if status.st_size > (limit := 16 * max_pixels + (64 << 20)):
                 raise InputError(f"{label}: expected at most {limit} bytes, got {status.st_size}")
-            # One read: a file that changes later cannot mix two pictures.  At most one byte more than was announced.
             with open(
                 path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
             ) as file:
-                return file.read(limit + 1)
+                data = file.read(status.st_size + 1)
+            if len(data) != status.st_size:
+                raise InputError(f"{label}: expected a file that stays as it is, got another size while it was read")
+            return data
         found = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
     except (FileNotFoundError, NotADirectoryError):
         found = "a broken link" if path.is_symlink() else "nothing"
+    except InputError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise InputError(f"{label}: cannot read this file ({getattr(error, 'strerror', None) or error})") from error
     raise InputError(f"{label}: expected an image file, found {found}")
@@ -153,6 +170,8 @@ def _decode(data: bytes, background: tuple[int, int, int], max_pixels: int) -> "
                 # An icon's header can announce a smaller size than the picture inside has.
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 coding = _coding(image)  # load() forgets it
+                if image.format == "PPM" and (levels := _pnm_levels(data)) is not None:
+                    return levels
                 image.load()
                 _check_pixels(image, max_pixels)
                 return _upright(image, _rgb(image, coding, background))
@@ -163,9 +182,9 @@ def _decode(data: bytes, background: tuple[int, int, int], max_pixels: int) -> "
 def _check_pixels(image: "Image", max_pixels: int) -> None:
     width, height = image.size
     if width < 1 or height < 1:
-        raise ValueError(f"it has {width} x {height} pixels")
-    if width * height > max_pixels:
-        raise ValueError(f"{width} x {height} pixels: more than max_pixels={max_pixels}")
+        raise _RefusedError(f"it has {width} x {height} pixels")
+    if max(width, _ROW_PIXELS) * height > max_pixels:
+        raise _RefusedError(f"{width} x {height} pixels: more than max_pixels={max_pixels}")
 
 
 class _Coding(NamedTuple):
@@ -180,7 +199,8 @@ class _Coding(NamedTuple):
 
 
 def _coding(image: "Image") -> _Coding:
-    raw = image.tile[0].args if getattr(image, "tile", None) else None
+    tiles = getattr(image, "tile", None)
+    raw = tiles[0].args if tiles else None
     raw = raw[0] if isinstance(raw, tuple) and raw else raw
     tags = getattr(image, "tag_v2", {})
     key_scale = {"1": 255, "L;1": 255, "L;2": 85, "L;4": 17}.get(str(raw), 1)
@@ -193,7 +213,7 @@ def _rgb(image: "Image", coding: _Coding, background: tuple[int, int, int]) -> "
     from PIL import Image
 
     if image.mode == "I" and image.format not in ("PNG", "PPM"):  # Pillow scales these two to 0..65535
-        raise ValueError("32-bit or signed integers have no defined range of values")
+        raise _RefusedError("32-bit or signed integers have no defined range of values")
     if image.mode in ("RGB", "YCbCr", "CMYK", "HSV", "L", "1", "RGBX") and "transparency" not in image.info:
         return image.convert("RGB")
     width, height = image.size
@@ -221,7 +241,7 @@ def _color_and_opacity(image: "Image", coding: _Coding) -> "tuple[Image, Image |
         opaque = None if not isinstance(key, int) or image.mode == "F" else _mask(values != key)
         return gray.convert("RGB"), opaque
     if image.mode in ("1", "L") and isinstance(key, int):
-        return image.convert("RGB"), _mask(np.asarray(image.convert("L")) != key * coding.key_scale)
+        return image.convert("RGB"), _mask(np.asarray(image.convert("L")) != min(255, key * coding.key_scale))
     if image.mode == "RGB" and isinstance(key, tuple):
         # A key above 255 is of a file of 16 bits, of which Pillow keeps the upper 8.
         color = np.array([level >> 8 if max(key) > 255 else level for level in key])
@@ -246,14 +266,14 @@ def _mask(opaque: NDArray[np.bool_]) -> "Image":
 
 def _integer_levels(values: NDArray[np.integer], maximum: int) -> NDArray[np.uint8]:
     if values.size and (values.min() < 0 or values.max() > maximum):
-        raise ValueError(f"values {values.min()}..{values.max()} are outside 0..{maximum}")
+        raise _RefusedError(f"values {values.min()}..{values.max()} are outside 0..{maximum}")
     return ((values.astype(np.int64) * 510 + maximum) // (2 * maximum)).astype(np.uint8)  # rounds to nearest
 
 
 def _float_levels(values: NDArray[np.floating]) -> NDArray[np.uint8]:
     low, high = float(values.min()), float(values.max())  # NaN if any value is
     if not (low >= 0 and high <= 1):
-        raise ValueError(f"floats have a defined range only in [0, 1], got {low:g}..{high:g}")
+        raise _RefusedError(f"floats have a defined range only in [0, 1], got {low:g}..{high:g}")
     return np.rint(values.astype(np.float64) * 255).astype(np.uint8)
 
 
@@ -287,3 +307,26 @@ def _without_exif(data: bytes) -> bytes | None:
         start = end
     bare = b"".join(kept) + data[start:]
     return bare if len(bare) < len(data) else None
+
+
+def _pnm_levels(data: bytes) -> "Image | None":
+    """A binary PGM or PPM of an unusual range, which Pillow scales value by value; None for all others."""
+    from PIL import Image
+
+    blank = rb"(?:\s|#[^\n]*\n)+"
+    header = re.match(rb"P([56])" + blank + rb"(\d+)" + blank + rb"(\d+)" + blank + rb"(\d+)\s", data[:4096])
+    if header is None:
+        return None
+    kind, width, height, maximum = map(int, header.groups())
+    if maximum == 255 or not 1 <= maximum <= 65535 or (kind == 5 and maximum == 65535):
+        return None
+    shape = (height, width, 3) if kind == 6 else (height, width)
+    dtype = np.dtype(">u2" if maximum > 255 else "u1")
+    if len(data) - header.end() < math.prod(shape) * dtype.itemsize:
+        raise _RefusedError("truncated: fewer values than its header says")
+    values = np.frombuffer(data, dtype, math.prod(shape), header.end()).reshape(shape)
+    levels = np.empty(shape, np.uint8)
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        levels[top : top + rows] = _integer_levels(values[top : top + rows], maximum)
+    return Image.fromarray(levels).convert("RGB")

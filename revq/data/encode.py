@@ -1,15 +1,16 @@
 """Encodes a folder of images to a store of latents, once per data set (paper, Appendix F.1)."""
 
 import hashlib
-import os
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from revq.data.images import NamedFile, center_crop, decode_image, image_files, random_crop, to_tensor
+from revq.data.decode import decode_image, read_file
+from revq.data.images import center_crop, random_crop, to_tensor
 from revq.data.latent_writer import SHARD_BYTES, KnownShard, LatentWriter, Source
 from revq.data.latents import LatentStore, StorePlan
+from revq.data.listing import NamedFile, image_files
 from revq.errors import InputError
 from revq.progress import progress_bar
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from revq.data.vae import FrozenVAE
-
-_MOST_FILE_BYTES = 1 << 30
 
 
 def encode_folder(
@@ -201,15 +200,9 @@ def _read(file: NamedFile) -> tuple[bytes, Source]:
     Raises:
         InputError: if the file cannot be read.
     """
-    try:
-        with file.path.open("rb") as opened:
-            status = os.fstat(opened.fileno())
-            if status.st_size > _MOST_FILE_BYTES:
-                raise InputError(f"{file.path}: expected at most {_MOST_FILE_BYTES} bytes, got {status.st_size}")
-            data = opened.read()
-    except OSError as error:
-        raise InputError(f"{file.path}: cannot read this file ({error.strerror})") from None
-    return data, Source(file.name, hashlib.sha256(data).digest(), len(data), status.st_mtime_ns)
+    data = read_file(file.path)
+    time = file.path.stat().st_mtime_ns
+    return data, Source(file.name, hashlib.sha256(data).digest(), len(data), time)
 
 
 def _crops(image: "Image", plan: StorePlan, source: Source, min_scale: float) -> "Iterator[Image]":

@@ -57,12 +57,12 @@ def manifest_text(values: dict[str, Any]) -> str:
     return json.dumps({**values, "checksum": _checksum(values)}, indent=1) + "\n"
 
 
-def read_manifest(path: str | Path, *, unchecked: frozenset[str] = frozenset()) -> dict[str, Any]:
+def read_manifest(path: str | Path, *, unchecked: frozenset[str | None] = frozenset()) -> dict[str, Any]:
     """The values that `manifest_text` was given.
 
     Args:
         path: a file with the text of a manifest.
-        unchecked: values of the entry ``format`` whose manifests were written without a checksum.
+        unchecked: values of the entry ``format`` whose manifests were written without a checksum; None for no entry.
 
     Raises:
         InputError: see `read_json`; also if the values do not have the checksum.

@@ -3,8 +3,7 @@
 import os
 import stat
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,8 +48,7 @@ class SkippedFile(NamedTuple):
     reason: str
 
 
-@dataclass(frozen=True)
-class ImageListing:
+class ImageListing(NamedTuple):
     """The images of some places, and what lies beside them."""
 
     files: list[NamedFile]
@@ -63,14 +61,17 @@ class ImageListing:
 
 def summarize(images: int, skipped: Sequence[SkippedFile]) -> str:
     """Like "7 images, 5 skipped (3 hidden, 2 not an image: .txt)", the most frequent reasons first."""
-    text = f"{images} image{'' if images == 1 else 's'}"
+    return f"{images} image{'' if images == 1 else 's'}{_and_skipped(skipped)}"
+
+
+def _and_skipped(skipped: Sequence[SkippedFile]) -> str:
     if not skipped:
-        return text
+        return ""
     reasons = sorted(Counter(file.reason for file in skipped).items(), key=lambda item: (-item[1], item[0]))
     parts = [f"{count} {reason}" for reason, count in reasons[:_REASONS_SHOWN]]
     if rest := sum(count for _, count in reasons[_REASONS_SHOWN:]):
         parts.append(f"{rest} for other reasons")
-    return f"{text}, {len(skipped)} skipped ({', '.join(parts)})"
+    return f", {len(skipped)} skipped ({', '.join(parts)})"
 
 
 def image_files(places: Sequence[str | Path]) -> ImageListing:
@@ -92,17 +93,16 @@ def image_files(places: Sequence[str | Path]) -> ImageListing:
     files: list[NamedFile] = []
     skipped: list[SkippedFile] = []
     for place in map(Path, places):
-        if place.is_file():
-            reason = _bad_name(place.name)
-            found = ImageListing([], [SkippedFile(printable(place.name), reason)]) if reason else None
-            found = found or ImageListing([NamedFile(place.name, place)], [])
-        else:
+        if not _is(place, stat.S_ISREG):
             found = _list_folder(place)
-        files += found.files
-        skipped += found.skipped
+            files += found.files
+            skipped += found.skipped
+        elif reason := _bad_name(place.name):
+            skipped.append(SkippedFile(printable(place.name), reason))
+        else:
+            files.append(NamedFile(place.name, place))
     if not files:
-        got = f"none ({summarize(0, skipped)})" if skipped else "none"
-        raise InputError(f"images: expected at least one file or folder, got {got}")
+        raise InputError(f"images: expected at least one file or folder, got none{_and_skipped(skipped)}")
     return ImageListing(files, skipped)
 
 
@@ -116,14 +116,15 @@ def list_images(folder: str | Path) -> list[Path]:
 
 
 def _list_folder(folder: Path) -> ImageListing:
-    if not folder.is_dir():
-        kind = "a file" if folder.is_file() else "something else" if folder.exists() else "nothing"
+    if not _is(folder, stat.S_ISDIR):
+        kind = "a file" if _is(folder, stat.S_ISREG) else "something else" if os.path.lexists(folder) else "nothing"
         raise InputError(f"{printable(str(folder))}: expected a folder of images, found {kind}")
     walk = _Walk(folder)
     walk.run()
     if not walk.files:
-        found = f"none ({summarize(0, walk.skipped)})" if walk.skipped else "none"
-        raise InputError(f"{printable(str(folder))}: expected at least one image, found {found}")
+        raise InputError(
+            f"{printable(str(folder))}: expected at least one image, found none{_and_skipped(walk.skipped)}"
+        )
     files = sorted(walk.files, key=lambda file: file.name.split("/"))
     return ImageListing(files, sorted(walk.skipped, key=lambda file: file.name.split("/")))
 
@@ -204,6 +205,13 @@ class _Walk:
 
     def _path(self, parts: tuple[str, ...]) -> Path:
         return self._root.joinpath(*parts)
+
+
+def _is(path: Path, kind: Callable[[int], bool]) -> bool:
+    try:
+        return kind(path.stat().st_mode)
+    except (OSError, ValueError):  # missing, unreachable, or no possible name
+        return False
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

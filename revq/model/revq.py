@@ -16,7 +16,7 @@ from revq import __version__
 from revq.config import ModelConfig, model_config_from_dict, to_dict
 from revq.data.atomic import atomic_folder
 from revq.data.hub import fetch, find_folder, one_line
-from revq.data.json_text import read_json
+from revq.data.json_text import manifest_text, read_json, read_manifest
 from revq.data.tensor_file import load_tensors, write_tensors
 from revq.errors import InputError
 from revq.model.normalizer import Normalizer
@@ -25,6 +25,7 @@ from revq_kernels import FastChannelVQ, native
 from revq_kernels.index import tree_pays
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+_ORIGIN_FORMAT = "revq-tokenizer-2"
 MODEL_FILES = frozenset({CONFIG, WEIGHTS, TOKENIZER})
 """The files of a model folder; `save_model` replaces them and keeps all others, such as a README.md."""
 
@@ -228,7 +229,8 @@ def save_model(model: ReVQ, folder: str | Path, origin: LatentOrigin | None = No
         (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         write_tensors(new / WEIGHTS, state, {"format": "pt"})
         if origin is not None:
-            (new / TOKENIZER).write_text(json.dumps(origin._asdict(), indent=2) + "\n", encoding="utf-8")
+            values = {"format": _ORIGIN_FORMAT, **origin._asdict()}
+            (new / TOKENIZER).write_text(manifest_text(values), encoding="utf-8")
 
 
 def model_folder(run: str | Path) -> Path:
@@ -249,9 +251,11 @@ def read_origin(path: Path) -> LatentOrigin:
     """
     expected = "expected JSON with vae, vae_fingerprint and image_size"
     try:
-        values = read_json(path)
+        values = read_manifest(path, unchecked=frozenset({None}))  # the first version has neither format nor checksum
     except InputError as error:
         raise InputError(f"{path}: {expected} ({str(error).removeprefix(f'{path}: ')})") from None
+    if values.get("format") not in (None, _ORIGIN_FORMAT):
+        raise InputError(f"{path}: expected {_ORIGIN_FORMAT} or older, got {values['format']!r}: a newer revq wrote it")
     for name, kind in LatentOrigin.__annotations__.items():
         value: Any = values.get(name)
         if type(value) is not kind or (kind is int and not 0 <= value < 2**31):
