@@ -1,4 +1,4 @@
-"""The command line: `revq demo | encode | train | reconstruct | tokenize | detokenize | info`.
+"""The command line: `revq demo | encode | train | reconstruct | tokenize | detokenize | info | verify`.
 
 A verb is a dataclass: its fields are the options, their docstrings the help.  A verb imports what it needs in `run`, so
 that --help and wrong options answer at once.
@@ -10,11 +10,10 @@ earlier demo without it.
 
 import glob
 import io
-import itertools
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
@@ -28,7 +27,6 @@ from revq.recipes import RECIPES
 
 if TYPE_CHECKING:
     import torch
-    from PIL.Image import Image
 
     from revq.data.images import NamedFile
     from revq.tokenizer import Tokenizer
@@ -38,7 +36,6 @@ DESCRIPTION = (
     "revq --version prints the version."
 )
 _LARGEST_SIDE = 8192  # pixels; a batch of larger images does not fit into any memory
-_ROWS_PER_PAGE = 16
 
 
 @dataclass(frozen=True)
@@ -213,29 +210,20 @@ class Reconstruct:
 
     def run(self) -> int:
         """Reconstruct."""
-        from revq.data.images import image_files, summarize, to_pil, to_tensor
-        from revq.eval.evaluate import LABELS, Quality, image_quality, mean_quality, reconstruct
-        from revq.eval.report import comparison, page_paths, save_pages, table
+        from revq.data.images import image_files, summarize
+        from revq.eval.evaluate import Quality, mean_quality
+        from revq.eval.report import page_paths, reconstruction_sheets, save_pages, table
         from revq.tokenizer import load_crops
 
         listing = image_files(self.images)
         files, skipped = listing.files, list(listing.skipped)
-        paths = page_paths(self.out, -(-len(files) // _ROWS_PER_PAGE))
+        paths = page_paths(self.out, len(files))
         for path in paths:
             _check_output(path, self.overwrite, files, ".png")
         tokenizer = _tokenizer(self)
         images = load_crops(files, tokenizer.image_size, on_error=self.on_error, skipped=skipped)
         qualities: list[tuple[int, dict[str, Quality]]] = []
-
-        def sheets() -> "Iterator[Image]":
-            while page := list(itertools.islice(images, _ROWS_PER_PAGE)):
-                originals = to_tensor([image for _, image in page])
-                pictures = reconstruct(tokenizer.model, tokenizer.vae, originals)
-                qualities.append((len(page), image_quality(pictures)))
-                columns = [(label, to_pil(column)) for label, column in zip(LABELS, pictures, strict=True)]
-                yield comparison(columns, [name for name, _ in page])
-
-        paths = save_pages(paths, sheets())
+        paths = save_pages(paths, reconstruction_sheets(tokenizer.model, tokenizer.vae, images, qualities))
         rows = [[name, f"{value.psnr:.2f}", f"{value.ssim:.4f}"] for name, value in mean_quality(qualities).items()]
         print(table(["", "PSNR dB", "SSIM"], rows))
         pages = f" on {len(paths)} pages, up to {paths[-1].name}" if len(paths) > 1 else ""
@@ -353,7 +341,22 @@ class Info:
         return 0
 
 
-Verb = Demo | Encode | Train | Reconstruct | Tokenize | Detokenize | Info
+@dataclass(frozen=True)
+class Verify:
+    """Compare every byte of a latent store, token file, model folder or run with its checksums."""
+
+    path: Path
+    """The folder or file."""
+
+    def run(self) -> int:
+        """Verify."""
+        from revq.info import verify
+
+        print(f"{self.path}: {verify(self.path)}, as it was written")
+        return 0
+
+
+Verb = Demo | Encode | Train | Reconstruct | Tokenize | Detokenize | Info | Verify
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -407,13 +410,11 @@ def _outputs(verb: "Verb | None") -> dict[Path, tuple[int, ...]]:
 
 def _after_interruption(verb: "Verb | None", before: "dict[Path, tuple[int, ...]] | None", error: BaseException) -> str:
     """What is on disk after an interruption, and what the same command does next."""
-    if verb is None or isinstance(verb, Info):
+    if verb is None or isinstance(verb, Info | Verify):
         return ""
     if isinstance(verb, Train):
         saved = getattr(error, "saved", "")
-        if not saved or saved.startswith("this call"):
-            return "; this call saved nothing"
-        return f"; {saved}, {verb.after_interruption}"
+        return f"; {saved}, {verb.after_interruption}" if saved else "; this call saved nothing"
     if isinstance(verb, Demo | Encode):
         return f"; {verb.after_interruption}"
     written = sorted(str(path) for path, stat in _outputs(verb).items() if (before or {}).get(path) != stat)
@@ -436,6 +437,7 @@ def _parse(argv: list[str]) -> Verb:
         verb(Tokenize),
         verb(Detokenize),
         verb(Info, tyro.conf.PositionalRequiredArgs),
+        verb(Verify, tyro.conf.PositionalRequiredArgs),
     ]
     return tyro.cli(verbs, args=argv, prog="revq", description=DESCRIPTION)
 
@@ -450,7 +452,8 @@ def _device(name: str) -> "torch.device":
     import torch
 
     try:
-        torch.empty(0, device=name)
+        if torch.empty(0, device=name).is_meta:
+            raise RuntimeError("it holds no values")
     except (RuntimeError, AssertionError) as error:  # unknown names, missing drivers and builds without CUDA
         raise InputError(f"device: expected cpu or an accelerator of this machine, got {name!r} ({error})") from None
     return torch.device(name)
@@ -486,5 +489,6 @@ def _fail(message: str) -> int:
         try:
             sys.stdout.flush()
         except OSError:  # what cannot be printed is lost; Python would try again at its end, and report it once more
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            with Path(os.devnull).open("w") as nothing:
+                os.dup2(nothing.fileno(), sys.stdout.fileno())
     return 2

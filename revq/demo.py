@@ -15,7 +15,7 @@ import torch
 
 from revq import assets, recipes
 from revq.config import RunConfig, to_dict
-from revq.data.atomic import atomic_file, check_writable_folder
+from revq.data.atomic import atomic_file, check_writable_folder, folder_lock
 from revq.data.encode import encode_folder
 from revq.data.images import center_crop, load_image, to_pil, to_tensor
 from revq.data.vae import FrozenVAE, load_vae
@@ -73,14 +73,31 @@ def demo(
         progress: show bars.
 
     Raises:
-        InputError: if the configuration is invalid, or ``out`` holds files of the demo's names that no demo wrote and
-            ``overwrite`` is False.
+        InputError: if the configuration is invalid, another process writes to ``out``, or ``out`` holds files of the demo's
+            names that no demo wrote and ``overwrite`` is False.
     """
     config, out = config or recipes.demo(), Path(out)
     config.validate()
     photos = list(assets.train_photos() if photos is None else photos)
     held_out = list(assets.held_out_photos() if held_out is None else held_out)
-    _make_room(out, config, overwrite)
+    check_writable_folder(out, frozenset(), keep_others=True)
+    with folder_lock(out / "demo"):  # another demo; `train` and `encode_folder` hold locks of their own
+        with folder_lock(out):
+            _make_room(out, config, overwrite)
+        return _demo(out, config, crops, image_size, vae, photos, held_out, progress)
+
+
+def _demo(
+    out: Path,
+    config: RunConfig,
+    crops: int,
+    image_size: int,
+    vae: FrozenVAE | None,
+    photos: Sequence[Path],
+    held_out: Sequence[Path],
+    progress: bool,
+) -> DemoResult:
+    """`demo` in a folder that is ready."""
     seconds: dict[str, float] = {}
     clock = _Clock(seconds)
 
@@ -197,7 +214,6 @@ def _kernel(model: ReVQ, latents: torch.Tensor) -> str:
 
 def _make_room(out: Path, config: RunConfig, overwrite: bool) -> None:
     """Remove the files of an earlier demo from ``out`` and mark the folder as a demo's; keep all other files."""
-    check_writable_folder(out, frozenset(), keep_others=True)
     names = _WRITES if model_folder(out) != out else (*_WRITES, *sorted(MODEL_FILES))
     present = [out / name for name in names if (out / name).exists() or (out / name).is_symlink()]
     if present and not (out / "demo.json").is_file() and not overwrite:

@@ -1,4 +1,4 @@
-"""`revq info PATH`: says what kind of file or folder PATH is and prints its shapes and counts (T, K, d, parameters)."""
+"""`revq info PATH` says what PATH is, with its shapes and counts (T, K, d, parameters); `revq verify PATH` reads all of it."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,6 +34,37 @@ def describe(path: str | Path) -> str:
         is_vae = str(read_json(path / "config.json").get("_class_name", "")).startswith("Autoencoder")
         return pairs(_vae(path) if is_vae else _model(path))
     raise InputError(f"{path}: expected a model, a run, a latent store, a token file or a VAE, found none of them")
+
+
+def verify(path: str | Path) -> str:
+    """Compare every byte of a latent store, token file, model folder or run with its checksums; returns what it was.
+
+    Raises:
+        InputError: naming the first file that is missing or damaged; if it is none of these.
+    """
+    from revq.data.latents import LatentStore
+    from revq.data.tokens import load_tokens
+    from revq.model.revq import CONFIG, WEIGHTS, ReVQ, model_folder
+    from revq.train.state import load_checkpoint
+
+    path = Path(path)
+    if path.is_file():
+        load_tokens(path).verify()
+        return "token file"
+    if (path / "index.json").is_file():
+        LatentStore(path).verify()
+        return "latent store"
+    parts = []
+    if (path / "checkpoint.pt").is_file():
+        load_checkpoint(path / "checkpoint.pt")
+        parts.append("checkpoint")
+    for folder in dict.fromkeys((path, model_folder(path))):
+        if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
+            ReVQ.from_pretrained(folder)
+            parts.append("model")
+    if not parts:
+        raise InputError(f"{path}: expected a latent store, a token file, a model or a run, found none of them")
+    return " and ".join(parts)
 
 
 def _token_file(path: Path) -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ class Interrupted(KeyboardInterrupt):
     """
 
     def __init__(self, number: int = signal.SIGINT, saved: str = "") -> None:
-        super().__init__(saved)
+        super().__init__(saved or "nothing is saved")
         self.number, self.saved = number, saved
 
 

@@ -82,7 +82,7 @@ class Tokenizer:
         """Write the model's files and tokenizer.json (the VAE's name and fingerprint, not its weights), atomically.
 
         Raises:
-            InputError: if the folder holds files that do not belong to a model folder.
+            InputError: if a weight is not finite, or ``folder`` is a file.
         """
         save_model(self.model, folder, LatentOrigin(self.vae.name, self.vae.fingerprint, self.image_size))
 

@@ -1,17 +1,24 @@
 """Output for people: plain text tables, sheets of images side by side, a plot of the losses."""
 
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from revq.data.atomic import atomic_file, check_writable_file, temporary_folder
+from revq.data.images import to_pil, to_tensor
+from revq.eval.evaluate import LABELS, Quality, image_quality, reconstruct
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from revq.data.vae import FrozenVAE
+    from revq.model.revq import ReVQ
+
     Columns = Sequence[tuple[str, Sequence[Image]]]
 
+ROWS_PER_PAGE = 16
 _GAP, _TITLE, _CAPTION = 4, 22, 16  # pixels: between pictures; height of a column's title and of a row's file name
 
 
@@ -78,10 +85,31 @@ def save_comparison(path: str | Path, columns: "Columns", names: Sequence[str] |
         sheet.save(temporary, format="PNG")
 
 
-def page_paths(path: str | Path, count: int) -> list[Path]:
-    """The files of ``count`` pages: ``path`` itself, then ``name-2.png``, ``name-3.png``, ... beside it."""
-    path = Path(path)
-    return [path, *(path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(2, count + 1))]
+def page_paths(path: str | Path, rows: int) -> list[Path]:
+    """The files of pages with so many rows in all: ``path`` itself, then ``name-2.png``, ``name-3.png``, ... beside it."""
+    path, pages = Path(path), -(-rows // ROWS_PER_PAGE)
+    return [path, *(path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(2, pages + 1))]
+
+
+def reconstruction_sheets(
+    model: "ReVQ",
+    vae: "FrozenVAE",
+    images: "Iterator[tuple[str, Image]]",
+    qualities: list[tuple[int, dict[str, Quality]]],
+) -> "Iterator[Image]":
+    """One sheet for every `ROWS_PER_PAGE` images, beside their reconstructions; holds the images of one sheet at a time.
+
+    Args:
+        model: the model.
+        vae: its VAE.
+        images: names and square images.
+        qualities: grows by (images, `image_quality`) with each sheet.
+    """
+    while page := list(itertools.islice(images, ROWS_PER_PAGE)):
+        pictures = reconstruct(model, vae, to_tensor([image for _, image in page]))
+        qualities.append((len(page), image_quality(pictures)))
+        columns = [(label, to_pil(column)) for label, column in zip(LABELS, pictures, strict=True)]
+        yield comparison(columns, [name for name, _ in page])
 
 
 def save_pages(paths: Sequence[Path], sheets: "Iterator[Image]") -> list[Path]:

@@ -137,7 +137,7 @@ class RunState:
         try:
             yield
         except KeyboardInterrupt as error:
-            saved = f"step {self.saved} is saved in {path}" if self.saved is not None else "this call saved nothing"
+            saved = f"step {self.saved} is saved in {path}" if self.saved is not None else ""
             raise Interrupted(getattr(error, "number", signal.SIGINT), saved) from None
 
 

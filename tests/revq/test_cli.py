@@ -151,6 +151,29 @@ def test_info(made, capsys):
             assert text in printed, path
 
 
+def test_verify(made, tmp_path, capsys):
+    """Every artifact is as it was written; one flipped bit in the data of each is found."""
+    for name, kind, file in (
+        ("latents", "latent store", "latents-*.safetensors"),
+        ("latents", "latent store", "sources-*.safetensors"),
+        ("run", "checkpoint and model", "checkpoint.pt"),
+        ("run", "checkpoint and model", "model/model.safetensors"),
+        ("run/model", "model", "model.safetensors"),
+        ("tokens", "token file", None),
+    ):
+        copy = shutil.copytree(made / name, tmp_path / "copy") if file else shutil.copy(made / name, tmp_path / "copy")
+        assert revq_main("verify", copy) == 0
+        assert capsys.readouterr().out == f"{copy}: {kind}, as it was written\n"
+        (path,) = copy.glob(file) if file else [copy]
+        data = bytearray(path.read_bytes())
+        data[-len(data) // 3] ^= 4
+        path.write_bytes(data)
+        assert revq_main("verify", copy) == 2, (name, file)
+        assert capsys.readouterr().err.count(f"error: {path}: damaged") == 1
+        shutil.rmtree(copy) if copy.is_dir() else copy.unlink()
+    assert revq_main("verify", tmp_path) == 2
+
+
 def damaged(path, target):
     """A copy of a file or folder in which the largest file is truncated to half its size."""
     shutil.copytree(path, target) if path.is_dir() else shutil.copy(path, target)
@@ -220,6 +243,7 @@ def bad_inputs(made, tmp):
         ),
         "encode: full output": (["encode", "--images", photos, "--out", full, "--vae", vae], "full: expected"),
         "encode: device": ([*encode, "--images", photos, "--vae", vae, "--device", "toaster"], "device"),
+        "train: device without values": ([*train, "--latents", latents, "--out", out, "--device", "meta"], "device"),
         "train: missing latents": ([*train, "--latents", tmp / "nowhere", "--out", out], "nowhere"),
         "train: damaged latents": (
             [*train, "--latents", damaged(latents, tmp / "bad_store"), "--out", out],
@@ -408,7 +432,7 @@ def test_wrong_options_exit_with_2(arguments, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", ["encode", "train", "reconstruct", "tokenize", "detokenize", "info", "demo"])
+@pytest.mark.parametrize("verb", ["encode", "train", "reconstruct", "tokenize", "detokenize", "info", "verify", "demo"])
 def test_help(verb, capsys):
     with pytest.raises(SystemExit) as stop:
         main([verb, "--help"])

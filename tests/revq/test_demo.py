@@ -12,6 +12,7 @@ import revq
 import revq.assets
 from revq import recipes
 from revq.config import ModelConfig, RectifierConfig
+from revq.data.atomic import folder_lock
 from revq.data.images import load_image
 from revq.data.latents import LatentStore
 from revq.demo import demo
@@ -103,6 +104,16 @@ def test_demo_again_replaces_its_own_files_only(tmp_path, parts):
     assert [path.name for path in other.rglob("*")] == ["model", "weights"]
     third = demo(other, **few, overwrite=True)
     assert third.numbers["quality"] == first.numbers["quality"] and not (other / "model" / "weights").exists()
+
+
+def test_one_demo_at_a_time(tmp_path, parts):
+    """A second process does not remove the files of the first, nor those of a run in the same folder."""
+    (tmp_path / "demo.json").write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text("")
+    for held in (tmp_path, tmp_path / "demo"):
+        with folder_lock(held), pytest.raises(InputError, match="another process"):
+            demo(tmp_path, **parts)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.json", "metrics.jsonl"]
 
 
 def test_demo_fails_when_the_method_does(tmp_path, parts):

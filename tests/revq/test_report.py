@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from revq.eval.report import pairs, save_comparison, save_loss_plot, table
+from revq.eval.report import comparison, page_paths, pairs, save_comparison, save_loss_plot, save_pages, table
 
 
 def test_table():
@@ -54,3 +54,40 @@ def test_loss_plot(tmp_path):
             assert picture.format == "PNG" and min(picture.size) > 300
             pictures[name] = picture.convert("RGB").tobytes()
     assert pictures["with.png"] != pictures["without.png"]
+
+
+def test_comparison_names_its_rows(tmp_path):
+    """Each name stands under its row; long, unprintable and undecodable ones are shortened or replaced."""
+    pictures = [Image.new("RGB", (96, 48), "lime")] * 4
+    names = ["a.png", "folder/" * 60 + "end.jpg", "line\nbreak\0\x1b.png", "\udcff.png"]
+    sheet = comparison([("one", pictures), ("two", pictures)], names)
+    assert sheet.size == (2 * 100 + 4, 22 + 4 * (48 + 4 + 16))
+    blank = comparison([("one", pictures), ("two", pictures)], [""] * 4)
+    for row in range(4):
+        strip = (0, 22 + row * 68 + 48, sheet.width, 22 + row * 68 + 68)
+        assert sheet.crop(strip).tobytes() != blank.crop(strip).tobytes(), row
+        assert set(blank.crop(strip).tobytes()) == {255}
+    end = comparison([("one", pictures), ("two", pictures)], ["a.png", "folder/" * 70 + "end.jpg", *names[2:]])
+    assert end.tobytes() == sheet.tobytes()  # the end of a long name is shown
+    with pytest.raises(ValueError, match="expected equally many"):
+        comparison([("one", pictures)], ["a"])
+
+
+def test_pages_appear_together(tmp_path):
+    paths = page_paths(tmp_path / "p.png", 40)
+    assert [path.name for path in paths] == ["p.png", "p-2.png", "p-3.png"] and len(page_paths("a.png", 16)) == 1
+    paths[0].write_bytes(b"old")
+
+    def sheets(stop):
+        for number in range(2):
+            if number == stop:
+                raise KeyError
+            yield Image.new("RGB", (8, 8 + number))
+
+    with pytest.raises(KeyError):
+        save_pages(paths, sheets(1))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"p.png": b"old"}
+    assert save_pages(paths, sheets(2)) == paths[:2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p-2.png", "p.png"]
+    with Image.open(paths[1]) as page:
+        assert page.size == (8, 9)
