@@ -155,7 +155,7 @@ class FastChannelVQ(nn.Module):
         changes = self.training and not recomputing()
         with apart():
             counted = self.skipped.counted(vectors, weight, query_mask) if changes else query_mask  # [N, G], None for all
-            applies = updates_apply(self.count) if changes else None
+            applies = updates_apply(vectors) if changes else None
 
         # 2. The search.  Dead codes are replaced before it, so that this call can select the new ones.
         if self.training and self.dead_codes is not None:
@@ -168,7 +168,9 @@ class FastChannelVQ(nn.Module):
         codes = self._codes_of_call(queries) if moving and self.training else self.current_codes()
         # If nothing else follows, the search adds its counts to the buffer itself.
         follows = moving or applies is not None or self.processes.several()
-        count = torch.zeros_like(self.count) if changes and follows else self.count
+        count = self.count
+        if changes and follows:  # by its shape: a compiled checkpoint would save a buffer that is only read for its shape
+            count = torch.zeros(self.count.shape, dtype=torch.int64, device=vectors.device)
         quantized, indices = self._search(queries, codes, weight, query_mask, counted, count if changes else None)
 
         # 3. What follows a selection: statistics -> reduce -> apply.  The result keeps the codes as they were.
@@ -451,7 +453,7 @@ class FastChannelVQ(nn.Module):
         """Count the selections, and let the averages move the codes, unless ``applies`` is False."""
         if applies is not None:
             statistics = CodeStatistics(statistics.count * applies, statistics.total)
-        self.count += statistics.count
+        self.count.add_(statistics.count)
         if self.dead_codes is not None:
             self.dead_codes.apply_(statistics, applies)
         if self.update is not None:

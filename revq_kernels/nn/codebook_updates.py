@@ -206,8 +206,8 @@ class ReplaceDeadCodes(nn.Module):
     @torch.no_grad()
     def apply_(self, statistics: CodeStatistics, applies: Tensor | None = None) -> None:
         """Add the selections of one call to the window, unless ``applies`` bool scalar is False: then they are 0."""
-        self.used += statistics.count
-        self.calls += 1 if applies is None else applies.long()
+        self.used.add_(statistics.count)
+        self.calls.add_(1 if applies is None else applies.long())
 
     def restart_(self) -> None:
         """Begin a new window, after the codes were set by other means."""

@@ -62,6 +62,7 @@ class CodeMemory:
         self.number = next(_numbers)
         """The memory for an operator, which takes no objects."""
         self.calls: deque[_Call] = deque(maxlen=CALLS)
+        self.traced = False
         _memories[self.number] = self
 
     def __reduce__(self) -> Any:
@@ -80,6 +81,9 @@ class CodeMemory:
             RuntimeError: if a recomputation comes too late.
         """
         if torch.compiler.is_compiling():
+            # A compiler that traces a whole checkpoint would save the codes, which the next call moves.  It does not trace
+            # one with a side effect such as this, but compiles what is inside and runs the checkpoint as it is.
+            self.traced = True
             return torch.ops.revq.codes_of_call(queries, codes, self.number)
         with apart():
             return self.recall(queries) if recomputing() else self.remember(queries, codes)

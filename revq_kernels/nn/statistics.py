@@ -69,8 +69,8 @@ class SkippedVectors(nn.Module):
         if known and bool(usable.all()):
             return mask
         skipped = (~usable if mask is None else mask & ~usable).sum()
-        applies = updates_apply(self.number)
-        self.number += skipped if applies is None else skipped * applies
+        applies = updates_apply(vectors)
+        self.number.add_(skipped if applies is None else skipped * applies)
         if known:
             self.warn()
         return usable if mask is None else usable & mask
