@@ -171,7 +171,7 @@ def perplexity(count: Tensor) -> Tensor:
     """
     check_counted(count)
     share = count.float() / count.sum(dim=1, keepdim=True)
-    return torch.special.entr(share).sum(dim=1).exp()
+    return (-torch.xlogy(share, share).sum(dim=1)).exp()
 
 
 @torch.no_grad()

@@ -12,13 +12,13 @@ from revq_kernels.nn.codebook_updates import EMAUpdate, ReplaceDeadCodes, initia
 from revq_kernels.nn.layout import Layout, Split, TokenLayout
 from revq_kernels.nn.losses import Estimator, check_loss_options, estimate, loss_weights, vq_losses
 from revq_kernels.nn.output import OutputFormat, QuantizerDetails, default_format
-from revq_kernels.nn.processes import Processes, check_whole
-from revq_kernels.nn.recomputation import CodeMemory, apart, recomputing, updates_apply
-from revq_kernels.nn.statistics import CodeStatistics, SkippedVectors, finite_vectors, follow_
+from revq_kernels.nn.recomputation import apart, recomputing, updates_apply
+from revq_kernels.nn.state import QuantizerState
+from revq_kernels.nn.statistics import CodeStatistics, finite_vectors
 from revq_kernels.validation import COSINES, check_index_range, check_indices, check_quantizer
 
 
-class FastChannelVQ(nn.Module):
+class FastChannelVQ(QuantizerState):
     """Vector quantization by exact nearest-code search, without a distance matrix.
 
     Takes latents, which it cuts into tokens, or tokens ``[B, T, d]``.  Token t uses codebook t mod G (as the released
@@ -70,9 +70,6 @@ class FastChannelVQ(nn.Module):
         ValueError: for sizes below 1, an unknown option, a negative commitment, or objects that do not go together.
     """
 
-    codebook: nn.Parameter  # None where a module makes the codes, which only `_own_codebook` has to know
-    count: Tensor
-
     def __init__(
         self,
         num_codes: int,
@@ -108,18 +105,7 @@ class FastChannelVQ(nn.Module):
         self.metric, self.impl, self.deterministic = metric, impl, deterministic
         self.commitment, self.legacy_beta, self.loss_in_eval = commitment, legacy_beta, loss_in_eval
         self.estimator, self.output_format = estimator, output_format or default_format
-        self.processes, self._memory = Processes(process_group), CodeMemory()
-        with torch.inference_mode(False):  # tensors made in that mode could not be trained outside it
-            codebook = nn.Parameter(torch.randn(num_groups, num_codes, code_dim, dtype=torch.float32))
-            self.register_buffer("count", torch.zeros(num_groups, num_codes, dtype=torch.int64))
-            self.skipped = SkippedVectors()
-            if update is not None:
-                update.bind(codebook)
-            if dead_codes is not None:
-                dead_codes.bind(codebook)
-        self.register_parameter("codebook", codebook if codes is None else None)
-        self.update, self.codes, self.dead_codes = update, codes, dead_codes
-        self._index: CodebookIndex | None = None
+        self._create(num_groups, num_codes, code_dim, update, codes, dead_codes, process_group)
 
     def forward(
         self, x: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None, weight: Tensor | None = None
@@ -328,14 +314,6 @@ class FastChannelVQ(nn.Module):
         self._restart_count()
         return moved
 
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Set the codes, counts and averages as the constructor does: after ``to_empty`` of a module made on "meta"."""
-        if self.codebook is not None:
-            self.codebook.normal_()
-        self._restart_averages(torch.ones_like(self.count, dtype=torch.bool))
-        self._restart_count()
-
     @property
     def utilization(self) -> Tensor:
         """float32 ``[G]``: share of each codebook's codes that were counted at least once."""
@@ -458,62 +436,6 @@ class FastChannelVQ(nn.Module):
             self.dead_codes.apply_(statistics, applies)
         if self.update is not None:
             self.update.apply_(self._whole_codebook(), statistics, applies)
-
-    def _restart_averages(self, moved: Tensor) -> None:
-        if self.update is not None:
-            self.update.restart_(self._own_codebook(), moved)
-
-    def _restart_count(self) -> None:
-        """After the codes were set by other means: count from zero, and drop a tree over the old codes."""
-        self._index = None
-        self.count.zero_()
-        if self.dead_codes is not None:
-            self.dead_codes.restart_()
-
-    def _own_codebook(self) -> nn.Parameter:
-        if self.codebook is None:
-            raise ValueError("codes: expected None for a codebook to move, got a module that makes the codes")
-        return self.codebook
-
-    def _whole_codebook(self) -> nn.Parameter:
-        """The codebook, to be changed in place."""
-        codebook = self._own_codebook()
-        check_whole(codebook)
-        return codebook
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse a shard as a codebook that moves: `fully_shard` would discard every move, without a word."""
-        if name == "codebook" and (self.update is not None or self.dead_codes is not None):
-            check_whole(value)
-        super().__setattr__(name, value)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Load as any module does.  Codes without averages restart the averages: old ones would overwrite the codes."""
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        self._index = None
-        if self.codebook is not None:  # with ``assign=True`` the codes change their device, the rest may not
-            follow_(self, self.codebook)
-            follow_(self.skipped, self.codebook)
-            for companion in (self.update, self.dead_codes):
-                if companion is not None:
-                    companion.follow_(self.codebook)
-        if prefix + "codebook" in state_dict and prefix + "update.embed_sum" not in state_dict:
-            self._restart_averages(torch.ones_like(self.count, dtype=torch.bool))
-
-    @torch.inference_mode(False)
-    def _apply(self, fn: Any, recurse: bool = True) -> "FastChannelVQ":
-        """Convert as any module does (``to``, ``half``, ...); drops the tree, which has the old dtype and device."""
-        self._index = None
-        empty = self.count.is_meta
-        super()._apply(fn, recurse)
-        if empty and not self.count.is_meta:
-            self._restart_averages(torch.ones_like(self.count, dtype=torch.bool))
-            self._restart_count()
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles are without the tree, which would double their size."""
-        return {**self.__dict__, "_index": None}
 
 
 def _normalized(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from revq_kernels.functional import count_codes_, nearest_code, segment_sum
 from revq_kernels.nn.processes import NOT_DRAWN, Processes
-from revq_kernels.nn.statistics import CodeStatistics, finite_vectors, follow_
+from revq_kernels.nn.statistics import CodeStatistics, finite_vectors
 
 
 
@@ -82,14 +82,6 @@ class EMAUpdate(nn.Module):
         """Restart the averages at the codes of moved bool ``[G, K]``; the old ones would move these codes back."""
         self.cluster_size.masked_fill_(moved, 1.0)
         self.embed_sum.copy_(torch.where(moved[..., None], codebook, self.embed_sum))
-
-    def follow_(self, codebook: Tensor) -> None:
-        """Move the averages to the device of codebook ``[G, K, d]``, where they start anew if they had no data."""
-        if self.embed_sum.is_meta and not codebook.is_meta:
-            self.cluster_size = torch.ones_like(codebook[..., 0], dtype=torch.float32)
-            self.embed_sum = codebook.detach().float().clone()
-        else:
-            follow_(self, codebook)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "EMAUpdate":
         """Keep the averages in float32 when the model is cast: in bfloat16, increments of 1 % round to nothing."""
@@ -214,10 +206,6 @@ class ReplaceDeadCodes(nn.Module):
         self.used.zero_()
         self.calls.zero_()
 
-    def follow_(self, codebook: Tensor) -> None:
-        """Move the counters to the codebook's device, where they are 0 if they had no data."""
-        follow_(self, codebook)
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ReplaceDeadCodes":
         """Convert as any module does; counters that had no data, on the meta device, are 0."""
         empty = [name for name, counter in self.named_buffers() if counter.is_meta]
@@ -259,9 +247,15 @@ class MappedCodes(nn.Module):
     def forward(self) -> Tensor:
         """float32 ``[G, K, d]``."""
         if self.table.is_meta:  # autocast does not know the device
-            return self.projector(self.table)
+            return self._mapped()
         with torch.autocast(self.table.device.type, enabled=False):
-            return self.projector(self.table)
+            return self._mapped()
+
+    def _mapped(self) -> Tensor:
+        """In the dtype of the projector, which float64 as the default dtype may be; codes may not."""
+        like = next((p for p in self.projector.parameters() if p.is_floating_point()), self.table)
+        codes: Tensor = self.projector(self.table.to(like.dtype))
+        return codes.float() if codes.dtype == torch.float64 else codes
 
 
 @torch.no_grad()

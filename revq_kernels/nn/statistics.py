@@ -95,8 +95,8 @@ class SkippedVectors(nn.Module):
         return self
 
 
-def follow_(module: nn.Module, codebook: Tensor) -> None:
-    """Move a module's own buffers to the codebook's device; zeros for those that had no data, on the meta device."""
-    for name, buffer in list(module.named_buffers(recurse=False)):
-        empty = buffer.is_meta and not codebook.is_meta
-        setattr(module, name, torch.zeros_like(buffer, device=codebook.device) if empty else buffer.to(codebook.device))
+def follow_(module: nn.Module | None, place: Tensor) -> None:
+    """Move a module's own buffers to the device of ``place``; there, those that had no data, on the meta device, are 0."""
+    for name, buffer in [] if module is None else list(module.named_buffers(recurse=False)):
+        empty = buffer.is_meta and not place.is_meta
+        setattr(module, name, torch.zeros_like(buffer, device=place.device) if empty else buffer.to(place.device))
