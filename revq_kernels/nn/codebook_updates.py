@@ -339,7 +339,9 @@ def _tickets(
     num_groups: int, num_rows: int, mask: Tensor | None, generator: torch.Generator | None, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """A random number per row, `NOT_DRAWN` where the mask is False: float32 ``[G, N]``; and the rows left, ``[G, 1]``."""
-    tickets = torch.rand(num_groups, num_rows, generator=generator, dtype=torch.float32, device=device)
+    # the overload that takes a generator takes no dynamic shape, not even with None
+    options: dict[str, Any] = {} if generator is None else {"generator": generator}
+    tickets = torch.rand(num_groups, num_rows, dtype=torch.float32, device=device, **options)
     if mask is None:
         return tickets, torch.full((num_groups, 1), num_rows, device=device)
     return torch.where(mask.T, tickets, NOT_DRAWN), mask.sum(dim=0)[:, None]
