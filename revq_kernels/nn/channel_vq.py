@@ -140,7 +140,9 @@ class FastChannelVQ(QuantizerState):
         queries, weight = self._in_metric(vectors), self._weight(weight)
         changes = self.training and not recomputing()
         with apart():
-            counted = self.skipped.counted(vectors, weight, query_mask) if changes else query_mask  # [N, G], None for all
+            counted = (
+                self.skipped.counted(vectors, weight, query_mask) if changes else query_mask
+            )  # [N, G], None for all
             applies = updates_apply(vectors) if changes else None
 
         # 2. The search.  Dead codes are replaced before it, so that this call can select the new ones.
@@ -155,7 +157,9 @@ class FastChannelVQ(QuantizerState):
         # If nothing else follows, the search adds its counts to the buffer itself.
         follows = moving or applies is not None or self.processes.several()
         count = self.count
-        if changes and follows:  # by its shape: a compiled checkpoint would save a buffer that is only read for its shape
+        if (
+            changes and follows
+        ):  # by its shape: a compiled checkpoint would save a buffer that is only read for its shape
             count = torch.zeros(self.count.shape, dtype=torch.int64, device=vectors.device)
         quantized, indices = self._search(queries, codes, weight, query_mask, counted, count if changes else None)
 
@@ -372,7 +376,9 @@ class FastChannelVQ(QuantizerState):
             codes = self._memory.codes_of_call(queries.detach(), codebook.detach())
             codebook = estimate("straight_through", codebook, codes) if codebook.requires_grad else codes
         elif self.metric == "cosine" and self.dead_codes is not None:
-            codebook = codebook.clone()  # autograd saves what is normalized, and the next call's replacements overwrite it
+            codebook = (
+                codebook.clone()
+            )  # autograd saves what is normalized, and the next call's replacements overwrite it
         return self._in_metric(codebook)
 
     def _search(

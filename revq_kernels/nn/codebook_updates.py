@@ -15,7 +15,6 @@ from revq_kernels.nn.processes import NOT_DRAWN, Processes
 from revq_kernels.nn.statistics import CodeStatistics, finite_vectors
 
 
-
 class EMAUpdate(nn.Module):
     """Exponential moving averages as codes (van den Oord et al. 2017, appendix A.1).
 

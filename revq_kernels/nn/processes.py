@@ -109,7 +109,7 @@ def lowest_of_processes(tickets: Tensor, rows: Tensor, group: str) -> tuple[Tens
 
 def _resolved(name: str) -> Any:
     """The group of a name in an operator's arguments."""
-    return name if name == "auto" else dist.distributed_c10d._resolve_process_group(name)
+    return name if name == "auto" else dist.distributed_c10d._resolve_process_group(name)  # type: ignore[arg-type]
 
 
 def _lowest(tickets: Tensor, rows: Tensor, group: Any) -> tuple[Tensor, Tensor]:

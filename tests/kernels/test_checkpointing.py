@@ -38,7 +38,12 @@ class Block(nn.Module):
 
 def policy(context, op, *args, **kwargs):
     """Saves what the updates of the averages use as well."""
-    saved = (torch.ops.aten.addmm.default, torch.ops.aten.mul.Tensor, torch.ops.aten.add.Tensor, torch.ops.aten.sum.default)
+    saved = (
+        torch.ops.aten.addmm.default,
+        torch.ops.aten.mul.Tensor,
+        torch.ops.aten.add.Tensor,
+        torch.ops.aten.sum.default,
+    )
     return CheckpointPolicy.MUST_SAVE if op in saved else CheckpointPolicy.PREFER_RECOMPUTE
 
 

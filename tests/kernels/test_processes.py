@@ -152,10 +152,8 @@ def dead_codes_are_rows(where):
 def alone(where):
     vq = seeded(where, lambda: FastChannelVQ(12, 4, update=EMAUpdate(0.8), process_group=None))
     vq(part(where, batches()[0]))
-    own = FastChannelVQ(12, 4, update=EMAUpdate(0.8), process_group=None)
-    own.load_state_dict(seeded(where, lambda: FastChannelVQ(12, 4, update=EMAUpdate(0.8))).state_dict())
-    own(part(where, batches()[0]))
-    return {"exchanges": None, "own": torch.tensor(all(torch.equal(a, b) for a, b in zip(own.buffers(), vq.buffers())))}
+    rows = part(where, batches()[0]).numel() // 4
+    return {"exchanges": 0, "only its own rows": torch.tensor(int(vq.count.sum()) == rows)}
 
 
 def subgroup(where):
@@ -208,7 +206,9 @@ def data_parallel(where):
 
     def make():
         learned = FastChannelVQ(12, 4, dead_codes=ReplaceDeadCodes(every=99))
-        return torch.nn.Sequential(torch.nn.Linear(4, 4), ResidualVQ([learned, FastChannelVQ(12, 4, update=EMAUpdate())]))
+        return torch.nn.Sequential(
+            torch.nn.Linear(4, 4), ResidualVQ([learned, FastChannelVQ(12, 4, update=EMAUpdate())])
+        )
 
     module = seeded(where, make)
     run = module if where.rank is None else torch.nn.parallel.DistributedDataParallel(module)
@@ -305,11 +305,13 @@ def test_two_processes_are_one(pair, case):
     assert leaves(first).keys() == leaves(second).keys() == leaves(expected).keys()
     for name, value in leaves(first).items():
         assert torch.equal(value, second[name]), f"{name}: other bits on rank 1"
-        torch.testing.assert_close(value, expected[name], rtol=2e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            value, expected[name], rtol=2e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
     for name, value in first.get("different", {}).items():  # equal in both processes, but drawn
         assert name == "noise" or torch.equal(value, second["different"][name]), f"{name}: other bits on rank 1"
     if "exchanges" in expected:
-        assert first["exchanges"] == second["exchanges"] == (expected["exchanges"] or 0)
+        assert first["exchanges"] == second["exchanges"] == expected["exchanges"]
 
 
 def test_codes_that_replace_are_rows_of_both_processes(pair):
