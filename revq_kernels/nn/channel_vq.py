@@ -277,6 +277,7 @@ class FastChannelVQ(QuantizerState):
         query_mask = None if token_mask is None else self.token_layout.by_group(token_mask)
         vectors, codebook = self._vectors(tokens, query_mask), self._whole_codebook()
         self.skipped.counted(vectors, None, query_mask)
+        self.skipped.warn()
         usable = finite_vectors(vectors) if query_mask is None else finite_vectors(vectors) & query_mask
         queries = self.processes.gather(self._in_metric(vectors).float())
         usable = self.processes.gather(usable.int()).bool()

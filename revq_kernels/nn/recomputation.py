@@ -20,6 +20,9 @@ from revq_kernels.nn.processes import lowest_of_processes, sum_over_processes
 CALLS = 16
 """Calls between a forward pass and its backward pass whose codes are kept."""
 
+RUNS_IN_PYTHON = (torch.Tag.cudagraph_unsafe,)
+"""A replayed CUDA graph would ask no questions."""
+
 _numbers = count()
 _memories: "WeakValueDictionary[int, CodeMemory]" = WeakValueDictionary()
 
@@ -59,11 +62,12 @@ class CodeMemory:
     """
 
     def __init__(self) -> None:
-        self.number = next(_numbers)
-        """The memory for an operator, which takes no objects."""
+        number = next(_numbers)
+        self.handle = torch.tensor(number, dtype=torch.int64, device="cpu")
+        """The memory for an operator, which takes no objects.  An int would make a compiler compile each quantizer anew."""
         self.calls: deque[_Call] = deque(maxlen=CALLS)
         self.traced = False
-        _memories[self.number] = self
+        _memories[number] = self
 
     def __reduce__(self) -> Any:
         return CodeMemory, ()
@@ -84,7 +88,7 @@ class CodeMemory:
             # A compiler that traces a whole checkpoint would save the codes, which the next call moves.  It does not trace
             # one with a side effect such as this, but compiles what is inside and runs the checkpoint as it is.
             self.traced = True
-            return torch.ops.revq.codes_of_call(queries, codes, self.number)
+            return torch.ops.revq.codes_of_call(queries, codes, self.handle)
         with apart():
             return self.recall(queries) if recomputing() else self.remember(queries, codes)
 
@@ -120,7 +124,7 @@ def _fingerprint(queries: Tensor) -> Tensor:
     return (ramp[:, None, None] * queries.detach().float().nan_to_num(0.0, 1.0, -1.0)).sum(dim=0)
 
 
-@torch.library.custom_op("revq::updates_apply", mutates_args=())
+@torch.library.custom_op("revq::updates_apply", mutates_args=(), tags=RUNS_IN_PYTHON)
 def _updates_apply(like: Tensor) -> Tensor:
     return torch.full((), not recomputing(), dtype=torch.bool, device=like.device)
 
@@ -130,17 +134,17 @@ def _(like: Tensor) -> Tensor:
     return like.new_empty((), dtype=torch.bool)
 
 
-@torch.library.custom_op("revq::codes_of_call", mutates_args=())
-def _codes_of_call(queries: Tensor, codes: Tensor, memory: int) -> Tensor:
-    return _memories[memory].codes_of_call(queries, codes)
+@torch.library.custom_op("revq::codes_of_call", mutates_args=(), tags=RUNS_IN_PYTHON)
+def _codes_of_call(queries: Tensor, codes: Tensor, handle: Tensor) -> Tensor:
+    return _memories[int(handle)].codes_of_call(queries, codes)
 
 
 @_codes_of_call.register_fake
-def _(queries: Tensor, codes: Tensor, memory: int) -> Tensor:
+def _(queries: Tensor, codes: Tensor, handle: Tensor) -> Tensor:
     return torch.empty_like(codes, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("revq::sum_over_processes", mutates_args=())
+@torch.library.custom_op("revq::sum_over_processes", mutates_args=(), tags=RUNS_IN_PYTHON)
 def _sum_over_processes(tensor: Tensor, group: str) -> Tensor:
     return tensor.clone() if recomputing() else sum_over_processes(tensor, group)
 
@@ -150,7 +154,7 @@ def _(tensor: Tensor, group: str) -> Tensor:
     return torch.empty_like(tensor)
 
 
-@torch.library.custom_op("revq::lowest_of_processes", mutates_args=())
+@torch.library.custom_op("revq::lowest_of_processes", mutates_args=(), tags=RUNS_IN_PYTHON)
 def _lowest_of_processes(tickets: Tensor, rows: Tensor, group: str) -> tuple[Tensor, Tensor]:
     found = (tickets, rows) if recomputing() else lowest_of_processes(tickets, rows, group)
     return found[0].clone(), found[1].clone()

@@ -31,11 +31,11 @@ class QuantizerState(nn.Module):
     ) -> None:
         """Create the codes and what counts and moves them."""
         self._index: CodebookIndex | None = None
-        self.processes, self._memory = Processes(process_group), CodeMemory()
+        self.processes = Processes(process_group)
         with torch.inference_mode(False):  # tensors made in that mode could not be trained outside it
             codebook = nn.Parameter(torch.randn(num_groups, num_codes, code_dim, dtype=torch.float32))
             self.register_buffer("count", torch.zeros(num_groups, num_codes, dtype=torch.int64))
-            self.skipped = SkippedVectors()
+            self.skipped, self._memory = SkippedVectors(), CodeMemory()
             if update is not None:
                 update.bind(codebook)
             if dead_codes is not None:

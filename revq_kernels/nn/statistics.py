@@ -65,7 +65,7 @@ class SkippedVectors(nn.Module):
         usable = finite_vectors(vectors)
         if weight is not None:
             usable &= finite_vectors(weight)
-        known = vectors.device.type == "cpu" and not torch.compiler.is_compiling()  # else the host would wait
+        known = _readable(vectors) and vectors.device.type == "cpu"  # on another device the host would wait
         if known and bool(usable.all()):
             return mask
         skipped = (~usable if mask is None else mask & ~usable).sum()
@@ -77,7 +77,7 @@ class SkippedVectors(nn.Module):
 
     def warn(self) -> None:
         """Warn of such vectors, at the first and whenever there are twice as many.  On a GPU the host waits for it."""
-        if torch.compiler.is_compiling() or self.number.is_meta or int(self.number) < max(1, 2 * self._warned):
+        if not _readable(self.number) or int(self.number) < max(1, 2 * self._warned):
             return
         self._warned = int(self.number)
         warnings.warn(
@@ -93,6 +93,11 @@ class SkippedVectors(nn.Module):
         if empty:
             self.number.zero_()
         return self
+
+
+def _readable(tensor: Tensor) -> bool:
+    """Whether a tensor has values: not in a trace, on the meta device, or as a fake tensor or another subclass."""
+    return not (torch.compiler.is_compiling() or tensor.is_meta) and type(tensor) in (Tensor, nn.Parameter)
 
 
 def follow_(module: nn.Module | None, place: Tensor) -> None:
