@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-import revq_kernels.ops  # noqa: F401 - defines the operators
 from revq_kernels import native, triton
+from revq_kernels.ops import WITHOUT_FLOAT64  # the import defines the operators
 from revq_kernels.validation import COSINES, check_implementation, check_metric, check_search
 
 
@@ -78,16 +78,17 @@ def explain(x: Tensor, codebook: Tensor, *, metric: str = "l2", impl: str = "aut
     operator("nearest_code", impl, x, metric=metric)  # raises as the call would
     if impl == "reference":
         return Choice("reference", "requested by name; plain torch")
+    where = f"on the CPU, as {x.device.type} has no float64; " if x.device.type in WITHOUT_FLOAT64 else ""
     if metric != "l2":
-        return Choice("reference", f"no kernels for metric {metric!r}; plain torch")
+        return Choice("reference", f"{where}no kernels for metric {metric!r}; plain torch")
     if impl == "triton" or x.device.type == "cuda":
         failure = triton.unavailable(x.device.type)
         if failure is None:
             return Choice("triton", triton.kernels().explain(x, codebook))
         return Choice("reference", f"Triton's kernels cannot run: {failure}; plain torch")
-    if x.device.type != "cpu":
+    if x.device.type not in ("cpu", *WITHOUT_FLOAT64):
         return Choice("reference", f"no kernels for device type {x.device.type!r}; plain torch")
     failure = native.load()
     if failure is not None:
-        return Choice("reference", f"{failure}; plain torch")
-    return Choice("native", f"CPU tensors; C++ for {native.isa()}, {torch.get_num_threads()} threads")
+        return Choice("reference", f"{where}{failure}; plain torch")
+    return Choice("native", f"{where or 'CPU tensors; '}C++ for {native.isa()}, {torch.get_num_threads()} threads")

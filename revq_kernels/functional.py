@@ -158,7 +158,7 @@ def utilization(count: Tensor) -> Tensor:
         ValueError, TypeError: for a count that is not int64 ``[G, K]``.
     """
     check_counted(count)
-    return (count > 0).double().mean(dim=1).float()
+    return (count > 0).sum(dim=1).float() / count.shape[1]  # no float64, which not every device has
 
 
 def perplexity(count: Tensor) -> Tensor:
@@ -170,8 +170,8 @@ def perplexity(count: Tensor) -> Tensor:
         ValueError, TypeError: for a count that is not int64 ``[G, K]``.
     """
     check_counted(count)
-    share = count.double() / count.sum(dim=1, keepdim=True)
-    return torch.special.entr(share).sum(dim=1).exp().float()
+    share = count.float() / count.sum(dim=1, keepdim=True)
+    return (-torch.xlogy(share, share).sum(dim=1)).exp()
 
 
 @torch.no_grad()
@@ -246,5 +246,5 @@ def _detached(x: Tensor) -> Tensor:
 
 def _mark_changed(tensor: Tensor) -> None:
     """Bump the version counter: an operator with a native kernel does not do so for an argument that it mutates."""
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and not tensor.is_inference():
         torch.autograd.graph.increment_version(tensor)

@@ -163,11 +163,30 @@ def _triton(name: str, row: Operator, overload: str) -> Callable[..., Any]:
     return run
 
 
+WITHOUT_FLOAT64 = frozenset({"mps"})
+"""Device types without float64, which has no kernels here and may lack what the reference needs: the CPU computes."""
+
+
+def on_cpu(operator: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """Call an operator with the arguments on the CPU; the results, and what it mutates, are on the first one's device."""
+    device = arguments[0].device
+    moved = [value.cpu() if isinstance(value, Tensor) else value for value in arguments]
+    results = operator(*moved)
+    for declared, given, own in zip(operator._schema.arguments, arguments, moved, strict=True):  # type: ignore[attr-defined]
+        if isinstance(given, Tensor) and declared.alias_info is not None:
+            given.copy_(own)
+    if isinstance(results, tuple):
+        return tuple(result.to(device) for result in results)
+    return None if results is None else results.to(device)
+
+
 def _default(name: str, row: Operator) -> Callable[..., Any]:
     """The default overload on a device for which no kernel is registered (yet): load its kernels, else the reference."""
 
     def run(*arguments: Any) -> Any:
         device_type = arguments[0].device.type
+        if device_type in WITHOUT_FLOAT64:
+            return on_cpu(getattr(torch.ops.revq, name).default, arguments)
         if device_type == "cpu":
             if not native.is_loaded() and native.load() is None:
                 return getattr(torch.ops.revq, name).default(*arguments)  # the C++ kernel, if there is one

@@ -8,14 +8,17 @@ from torch import Tensor, nn
 
 from revq_kernels import functional
 from revq_kernels.index import CodebookIndex
-from revq_kernels.nn.codebook_updates import CodeStatistics, EMAUpdate, ReplaceDeadCodes, initial_codebook
+from revq_kernels.nn.codebook_updates import EMAUpdate, ReplaceDeadCodes, initial_codebook
 from revq_kernels.nn.layout import Layout, Split, TokenLayout
 from revq_kernels.nn.losses import Estimator, check_loss_options, estimate, loss_weights, vq_losses
 from revq_kernels.nn.output import OutputFormat, QuantizerDetails, default_format
+from revq_kernels.nn.recomputation import apart, recomputing, updates_apply
+from revq_kernels.nn.state import QuantizerState
+from revq_kernels.nn.statistics import CodeStatistics, finite_vectors
 from revq_kernels.validation import COSINES, check_index_range, check_indices, check_quantizer
 
 
-class FastChannelVQ(nn.Module):
+class FastChannelVQ(QuantizerState):
     """Vector quantization by exact nearest-code search, without a distance matrix.
 
     Takes latents, which it cuts into tokens, or tokens ``[B, T, d]``.  Token t uses codebook t mod G (as the released
@@ -23,9 +26,15 @@ class FastChannelVQ(nn.Module):
 
     ``loss = mse(x.detach(), quantized) + commitment * mse(x, quantized.detach())``, in float32.
 
-    Several processes: each counts its own selections, and `reset_` decides by them alone.  Under DistributedDataParallel
-    pass ``broadcast_buffers=False``, sum ``count`` over the processes before `reset_`, and give it generators of one
-    seed; nothing here does that yet.
+    Vectors that are NaN, infinite or longer than 2^63 enter no statistics: no counts, averages, replacements or initial
+    codes.  A warning says how many there were.
+
+    Several processes (``process_group``): a call in training mode sums counts, and what moves the codes, over all
+    processes, so every process must make the call, and `reset_` and `initialize_` too, if with no vector at all.  Codes and
+    counts then are equal bit for bit everywhere.  Eval mode exchanges nothing.  Codes with an update cannot be sharded.
+
+    Activation checkpointing: a forward pass that runs again in a backward pass changes and exchanges nothing, and sees the
+    codes of its first run.
 
     Args:
         num_codes: K, codes per codebook.
@@ -47,6 +56,7 @@ class FastChannelVQ(nn.Module):
         update: `EMAUpdate`: averages move the codes instead of a gradient.
         codes: a module that makes the codes ``[G, K, d]`` in place of a codebook, such as `MappedCodes`.
         dead_codes: `ReplaceDeadCodes`: rarely used codes are replaced during training.
+        process_group: "auto", the default group if torch.distributed is initialized; None: this process alone; or a group.
         output_format: makes the result of a call, such as a function of `revq_kernels.interop.formats`; None:
             `QuantizerOutput`.
         impl: which implementation searches, as for `nearest_code`.
@@ -59,9 +69,6 @@ class FastChannelVQ(nn.Module):
     Raises:
         ValueError: for sizes below 1, an unknown option, a negative commitment, or objects that do not go together.
     """
-
-    codebook: nn.Parameter  # None where a module makes the codes, which only `_own_codebook` has to know
-    count: Tensor
 
     def __init__(
         self,
@@ -80,6 +87,7 @@ class FastChannelVQ(nn.Module):
         update: EMAUpdate | None = None,
         codes: nn.Module | None = None,
         dead_codes: ReplaceDeadCodes | None = None,
+        process_group: Any = "auto",
         output_format: OutputFormat | None = None,
         impl: str = "auto",
     ) -> None:
@@ -97,15 +105,7 @@ class FastChannelVQ(nn.Module):
         self.metric, self.impl, self.deterministic = metric, impl, deterministic
         self.commitment, self.legacy_beta, self.loss_in_eval = commitment, legacy_beta, loss_in_eval
         self.estimator, self.output_format = estimator, output_format or default_format
-        codebook = nn.Parameter(torch.randn(num_groups, num_codes, code_dim, dtype=torch.float32))
-        self.register_parameter("codebook", codebook if codes is None else None)
-        self.register_buffer("count", torch.zeros(num_groups, num_codes, dtype=torch.int64))
-        self.update, self.codes, self.dead_codes = update, codes, dead_codes
-        if update is not None:
-            update.bind(codebook)
-        if dead_codes is not None:
-            dead_codes.bind(codebook)
-        self._index: CodebookIndex | None = None
+        self._create(num_groups, num_codes, code_dim, update, codes, dead_codes, process_group)
 
     def forward(
         self, x: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None, weight: Tensor | None = None
@@ -136,20 +136,38 @@ class FastChannelVQ(nn.Module):
         tokens = self.token_layout.tokens(x)  # [B, T, d]
         token_mask = self.token_layout.mask(x, mask, lengths)  # [B, T]
         query_mask = None if token_mask is None else self.token_layout.by_group(token_mask)  # [N, G]
-        queries = self._queries(tokens, query_mask)  # [N, G, d]
+        vectors = self._vectors(tokens, query_mask)  # [N, G, d]
+        queries, weight = self._in_metric(vectors), self._weight(weight)
+        changes = self.training and not recomputing()
+        with apart():
+            counted = (
+                self.skipped.counted(vectors, weight, query_mask) if changes else query_mask
+            )  # [N, G], None for all
+            applies = updates_apply(vectors) if changes else None
 
         # 2. The search.  Dead codes are replaced before it, so that this call can select the new ones.
         if self.training and self.dead_codes is not None:
-            self._restart_averages(self.dead_codes.replace_(self._own_codebook(), queries, query_mask))
-        codes = self.current_codes()
-        updates_follow = self.update is not None or self.dead_codes is not None
-        # Without updates, the only statistic is the count, which the search adds to the buffer itself.
-        count = torch.zeros_like(self.count) if updates_follow else self.count
-        quantized, indices = self._search(queries, codes, self._weight(weight), query_mask, count)
+            with apart():
+                if changes:
+                    self._replace_dead_codes(queries, counted, applies)
+                else:
+                    self.dead_codes.draw_again(queries)
+        moving = self.update is not None or self.dead_codes is not None
+        codes = self._codes_of_call(queries) if moving and self.training else self.current_codes()
+        # If nothing else follows, the search adds its counts to the buffer itself.
+        follows = moving or applies is not None or self.processes.several()
+        count = self.count
+        if (
+            changes and follows
+        ):  # by its shape: a compiled checkpoint would save a buffer that is only read for its shape
+            count = torch.zeros(self.count.shape, dtype=torch.int64, device=vectors.device)
+        quantized, indices = self._search(queries, codes, weight, query_mask, counted, count if changes else None)
 
         # 3. What follows a selection: statistics -> reduce -> apply.  The result keeps the codes as they were.
-        if self.training and updates_follow:
-            self._apply_statistics(self._reduce_statistics(self._statistics(queries, indices, count)))
+        if changes and follows:
+            with apart():
+                statistics = self._reduce_statistics(self._statistics(queries, indices, counted, count))
+                self._apply_statistics(statistics, applies)
 
         # 4. Loss, gradient for x, and the shape of x again.
         inputs, quantized = queries.reshape(tokens.shape), quantized.reshape(tokens.shape)
@@ -168,7 +186,8 @@ class FastChannelVQ(nn.Module):
     def encode(self, x: Tensor, *, weight: Tensor | None = None) -> Tensor:
         """The indices of latents or tokens ``x``: int64 ``[B, T]``; counts nothing."""
         tokens = self.token_layout.tokens(x)
-        indices = self._nearest(self._queries(tokens, None), self.current_codes(), self._weight(weight))
+        queries = self._in_metric(self._vectors(tokens, None))
+        indices = self._nearest(queries, self.current_codes(), self._weight(weight))
         return indices.reshape(tokens.shape[:2])
 
     def decode(self, indices: Tensor, latent_shape: tuple[int, ...] | None = None) -> Tensor:
@@ -197,15 +216,11 @@ class FastChannelVQ(nn.Module):
             ValueError: if ``codes`` makes another shape.
         """
         if self.codes is None:
-            codes: Tensor = self._own_codebook()
-        else:
-            codes, shape = self.codes(), (*self.count.shape, self.code_dim)
-            if tuple(codes.shape) != shape:
-                raise ValueError(f"codes: expected a module that makes [G, K, d] = {shape}, got {tuple(codes.shape)}")
-        if self.metric != "cosine":
-            return codes
-        # A copy, as autograd saves what is normalized, and the next call's replacements would overwrite it in place.
-        return _normalized(codes if self.dead_codes is None else codes.clone())
+            return self._in_metric(self._own_codebook())
+        codes, shape = self.codes(), (*self.count.shape, self.code_dim)
+        if tuple(codes.shape) != shape:
+            raise ValueError(f"codes: expected a module that makes [G, K, d] = {shape}, got {tuple(codes.shape)}")
+        return self._in_metric(codes)
 
     @torch.no_grad()
     def build_index(self) -> CodebookIndex:
@@ -253,13 +268,21 @@ class FastChannelVQ(nn.Module):
     ) -> None:
         """Set each codebook to K vectors of ``x`` (as for `forward`) without replacement, or to k-means (`initial_codebook`).
 
+        Several processes draw from the vectors of all.
+
         Raises:
-            ValueError: if a group has fewer than K vectors that count, or ``codes`` makes the codes.
+            ValueError: if a group has fewer than K finite vectors that count, or ``codes`` makes the codes.
         """
         tokens, token_mask = self.token_layout.tokens(x), self.token_layout.mask(x, mask, lengths)
         query_mask = None if token_mask is None else self.token_layout.by_group(token_mask)
-        queries, codebook = self._queries(tokens, query_mask), self._own_codebook()
-        codebook.copy_(initial_codebook(queries, query_mask, self.num_codes, iterations, generator))
+        vectors, codebook = self._vectors(tokens, query_mask), self._whole_codebook()
+        self.skipped.counted(vectors, None, query_mask)
+        self.skipped.warn()
+        usable = finite_vectors(vectors) if query_mask is None else finite_vectors(vectors) & query_mask
+        queries = self.processes.gather(self._in_metric(vectors).float())
+        usable = self.processes.gather(usable.int()).bool()
+        codebook.copy_(initial_codebook(queries, usable, self.num_codes, iterations, generator))
+        self.processes.broadcast_(codebook)
         self._restart_averages(torch.ones_like(self.count, dtype=torch.bool))
         self._restart_count()
 
@@ -273,20 +296,25 @@ class FastChannelVQ(nn.Module):
     ) -> Tensor:
         """Move the codes without a selection since the last call (see `reset_codes_`), then count from zero.
 
+        Several processes take the codes of the first.
+
         Returns:
             bool ``[G, K]``: the moved rows, whose optimizer state the caller should clear.
 
         Raises:
             ValueError: for options out of range, or if ``codes`` makes the codes.
         """
+        codebook = self._whole_codebook()
+        self.skipped.warn()
         moved = functional.reset_codes_(
-            self._own_codebook(),
+            codebook,
             self.count,
             noise=noise,
             max_fraction=max_fraction,
             pairing=pairing,
             generator=generator,
         )
+        self.processes.broadcast_(codebook.detach())
         self._restart_averages(moved)
         self._restart_count()
         return moved
@@ -294,17 +322,20 @@ class FastChannelVQ(nn.Module):
     @property
     def utilization(self) -> Tensor:
         """float32 ``[G]``: share of each codebook's codes that were counted at least once."""
+        self.skipped.warn()
         return functional.utilization(self.count)
 
     @property
     def perplexity(self) -> Tensor:
         """float32 ``[G]``: exp of the entropy of the counted selections, between 1 and K; NaN before any is counted."""
+        self.skipped.warn()
         return functional.perplexity(self.count)
 
     def train(self, mode: bool = True) -> "FastChannelVQ":
         """Set the mode as `nn.Module.train` does; training mode drops the tree of `build_index`."""
         if mode:
             self._index = None
+        self.skipped.warn()
         return super().train(mode)
 
     def extra_repr(self) -> str:
@@ -316,12 +347,15 @@ class FastChannelVQ(nn.Module):
             f"impl={self.impl!r}"
         )
 
-    def _queries(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        """Tokens ``[B, T, d]`` as queries ``[N, G, d]`` of the metric, zeros where mask bool ``[N, G]`` is False."""
-        queries = self.token_layout.by_group(tokens)
-        if mask is not None:
-            queries = queries.masked_fill(~mask[..., None], 0)  # padding may be NaN, which would spread
-        return _normalized(queries) if self.metric == "cosine" else queries
+    def _vectors(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Tokens ``[B, T, d]`` as vectors ``[N, G, d]``, zeros where mask bool ``[N, G]`` is False."""
+        vectors = self.token_layout.by_group(tokens)
+        # padding may be NaN, which would spread
+        return vectors if mask is None else vectors.masked_fill(~mask[..., None], 0)
+
+    def _in_metric(self, vectors: Tensor) -> Tensor:
+        """Vectors or codes as the results are about: normalized for ``metric="cosine"``."""
+        return _normalized(vectors) if self.metric == "cosine" else vectors
 
     def _weight(self, weight: Tensor | None) -> Tensor | None:
         """A weight in the shape of x, as ``[N, G, d]``."""
@@ -331,22 +365,49 @@ class FastChannelVQ(nn.Module):
             raise ValueError(f"weight: expected None for metric={self.metric!r}, got a tensor")
         return self.token_layout.by_group(self.token_layout.tokens(weight))
 
+    def _replace_dead_codes(self, queries: Tensor, counted: Tensor | None, applies: Tensor | None) -> None:
+        assert self.dead_codes is not None
+        moved = self.dead_codes.replace_(self._whole_codebook(), queries, counted, self.processes, applies)
+        self._restart_averages(moved)
+
+    def _codes_of_call(self, queries: Tensor) -> Tensor:
+        """`current_codes`, or, if the call runs again, those of its first run; with their gradient to the codebook."""
+        codebook: Tensor = self._whole_codebook()
+        if torch.compiler.is_compiling() or self._memory.needed():
+            codes = self._memory.codes_of_call(queries.detach(), codebook.detach())
+            codebook = estimate("straight_through", codebook, codes) if codebook.requires_grad else codes
+        elif self.metric == "cosine" and self.dead_codes is not None:
+            codebook = (
+                codebook.clone()
+            )  # autograd saves what is normalized, and the next call's replacements overwrite it
+        return self._in_metric(codebook)
+
     def _search(
-        self, queries: Tensor, codes: Tensor, weight: Tensor | None, mask: Tensor | None, count: Tensor
+        self,
+        queries: Tensor,
+        codes: Tensor,
+        weight: Tensor | None,
+        mask: Tensor | None,
+        counted: Tensor | None,
+        count: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """The nearest codes ``[N, G, d]`` and their indices ``[N, G]``; training mode adds the selections to ``count``."""
-        count_into = count if self.training else None
+        """The nearest codes ``[N, G, d]`` and indices ``[N, G]``; adds the selections of counted queries to ``count``."""
         if self.metric in ("l2", "cosine") and mask is None and self._index is None:  # one operator does it all
-            return functional.quantize(
-                queries, codes, count=count_into, impl=self.impl, deterministic=self.deterministic
+            quantized, indices = functional.quantize(
+                queries, codes, count=count, impl=self.impl, deterministic=self.deterministic
             )
+            if count is not None and counted is not None:
+                with apart():
+                    count.scatter_add_(1, indices.T, counted.T.long() - 1)
+            return quantized, indices
         indices = self._nearest(queries, codes, weight)
         quantized = functional.look_up(codes, indices, queries.dtype, impl=self.impl, deterministic=self.deterministic)
-        if count_into is not None:
-            if mask is None:
-                functional.count_codes_(count_into, indices, impl=self.impl)
-            else:
-                count_into.scatter_add_(1, indices.T, mask.T.long())  # a masked query adds 0
+        if count is not None:
+            with apart():
+                if counted is None:
+                    functional.count_codes_(count, indices, impl=self.impl)
+                else:
+                    count.scatter_add_(1, indices.T, counted.T.long())
         return quantized, indices
 
     def _nearest(self, queries: Tensor, codes: Tensor, weight: Tensor | None) -> Tensor:
@@ -360,56 +421,28 @@ class FastChannelVQ(nn.Module):
         return functional.nearest_code(queries, codes, metric=metric, weight=weight, impl=self.impl)
 
     @torch.no_grad()
-    def _statistics(self, queries: Tensor, indices: Tensor, count: Tensor) -> CodeStatistics:
-        """What this call's updates need; masked queries are zeros and were not counted."""
+    def _statistics(self, queries: Tensor, indices: Tensor, counted: Tensor | None, count: Tensor) -> CodeStatistics:
+        """What this call's updates need."""
         if self.update is None:
             return CodeStatistics(count, None)
-        return CodeStatistics(count, functional.segment_sum(queries, indices, self.num_codes, impl=self.impl))
-
-    def _reduce_statistics(self, statistics: CodeStatistics) -> CodeStatistics:
-        """The statistics of all processes: here, of this one.  A subclass may sum both tensors over its processes."""
-        return statistics
+        values = queries if counted is None else queries.masked_fill(~counted[..., None], 0)
+        return CodeStatistics(count, functional.segment_sum(values, indices, self.num_codes, impl=self.impl))
 
     @torch.no_grad()
-    def _apply_statistics(self, statistics: CodeStatistics) -> None:
-        """Count the selections, and let the averages move the codes."""
-        self.count += statistics.count
+    def _reduce_statistics(self, statistics: CodeStatistics) -> CodeStatistics:
+        """The statistics of all processes."""
+        return statistics.over(self.processes)
+
+    @torch.no_grad()
+    def _apply_statistics(self, statistics: CodeStatistics, applies: Tensor | None) -> None:
+        """Count the selections, and let the averages move the codes, unless ``applies`` is False."""
+        if applies is not None:
+            statistics = CodeStatistics(statistics.count * applies, statistics.total)
+        self.count.add_(statistics.count)
         if self.dead_codes is not None:
-            self.dead_codes.apply_(statistics)
+            self.dead_codes.apply_(statistics, applies)
         if self.update is not None:
-            self.update.apply_(self._own_codebook(), statistics)
-
-    def _restart_averages(self, moved: Tensor) -> None:
-        if self.update is not None:
-            self.update.restart_(self._own_codebook(), moved)
-
-    def _restart_count(self) -> None:
-        """After the codes were set by other means: count from zero, and drop a tree over the old codes."""
-        self._index = None
-        self.count.zero_()
-        if self.dead_codes is not None:
-            self.dead_codes.restart_()
-
-    def _own_codebook(self) -> nn.Parameter:
-        if self.codebook is None:
-            raise ValueError("codes: expected None for a codebook to move, got a module that makes the codes")
-        return self.codebook
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Load as any module does.  Codes without averages restart the averages: old ones would overwrite the codes."""
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        self._index = None
-        if prefix + "codebook" in state_dict and prefix + "update.embed_sum" not in state_dict:
-            self._restart_averages(torch.ones_like(self.count, dtype=torch.bool))
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "FastChannelVQ":
-        """Convert as any module does (``to``, ``half``, ...); drops the tree, which has the old dtype and device."""
-        self._index = None
-        return super()._apply(fn, recurse)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles are without the tree, which would double their size."""
-        return {**self.__dict__, "_index": None}
+            self.update.apply_(self._whole_codebook(), statistics, applies)
 
 
 def _normalized(x: Tensor) -> Tensor:

@@ -4,22 +4,15 @@ Initial codes (drawn vectors, k-means), moving averages, replacement of dead cod
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revq_kernels.functional import count_codes_, nearest_code, segment_sum
-
-
-@dataclass(frozen=True)
-class CodeStatistics:
-    """What one training call found out about the codes.  Both parts are sums over queries, so processes can add theirs."""
-
-    count: Tensor
-    """int64 ``[G, K]``: how many queries selected each code."""
-    total: Tensor | None
-    """float32 ``[G, K, d]``: the sum of the queries that selected each code; None if no update needs it."""
+from revq_kernels.nn.processes import NOT_DRAWN, Processes
+from revq_kernels.nn.statistics import CodeStatistics, finite_vectors
 
 
 class EMAUpdate(nn.Module):
@@ -33,7 +26,7 @@ class EMAUpdate(nn.Module):
 
     with n the sum of cluster_size over the codebook.  The codebook then takes no gradient, and the loss is the
     commitment term alone.  The sums are exact counts and the ordered `segment_sum`: no one-hot matrix, and equal bits in
-    every run on the CPU.  With several processes, each averages its own vectors only.
+    every run on the CPU.  Several processes average the vectors of all (`FastChannelVQ`).
 
     Args:
         decay: share of the averages that a call keeps, in [0, 1).
@@ -67,15 +60,21 @@ class EMAUpdate(nn.Module):
         self.register_buffer("embed_sum", codebook.detach().clone())
 
     @torch.no_grad()
-    def apply_(self, codebook: Tensor, statistics: CodeStatistics) -> None:
-        """One update of codebook ``[G, K, d]`` by the statistics of a call."""
-        self.cluster_size.mul_(self.decay).add_(statistics.count, alpha=1 - self.decay)
+    def apply_(self, codebook: Tensor, statistics: CodeStatistics, applies: Tensor | None = None) -> None:
+        """One update of codebook ``[G, K, d]`` by the statistics of a call, unless ``applies`` bool scalar is False."""
         assert statistics.total is not None  # the quantizer sums it for an update
-        self.embed_sum.mul_(self.decay).add_(statistics.total, alpha=1 - self.decay)
-        size = self.cluster_size.sum(dim=1, keepdim=True)
-        smoothed = (self.cluster_size + self.eps) / (size + self.cluster_size.shape[1] * self.eps) * size
-        mean = self.embed_sum / smoothed[..., None]
-        codebook.copy_(torch.where(smoothed[..., None] > 0, mean, codebook))  # 0: no selection so far, hence no mean
+        cluster_size = self.cluster_size.mul(self.decay).add_(statistics.count, alpha=1 - self.decay)
+        embed_sum = self.embed_sum.mul(self.decay).add_(statistics.total, alpha=1 - self.decay)
+        size = cluster_size.sum(dim=1, keepdim=True)
+        smoothed = (cluster_size + self.eps) / (size + cluster_size.shape[1] * self.eps) * size
+        mean = embed_sum / smoothed[..., None]
+        moved = smoothed[..., None] > 0  # 0: no selection so far, hence no mean
+        if applies is not None:
+            cluster_size = torch.where(applies, cluster_size, self.cluster_size)
+            embed_sum, moved = torch.where(applies, embed_sum, self.embed_sum), moved & applies
+        self.cluster_size.copy_(cluster_size)
+        self.embed_sum.copy_(embed_sum)
+        codebook.copy_(torch.where(moved, mean, codebook))
 
     @torch.no_grad()
     def restart_(self, codebook: Tensor, moved: Tensor) -> None:
@@ -88,8 +87,16 @@ class EMAUpdate(nn.Module):
         averages = dict(self.named_buffers())
         super()._apply(fn, recurse)
         for name, average in averages.items():
-            setattr(self, name, average.to(getattr(self, name).device))
+            converted = getattr(self, name)
+            kept = torch.ones_like(converted, dtype=torch.float32) if average.is_meta else average.to(converted.device)
+            setattr(self, name, kept)
         return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Load as any module does; averages that are assigned, not copied, become float32."""
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        for name, average in list(self.named_buffers()):
+            setattr(self, name, average.float())
 
 
 class ReplaceDeadCodes(nn.Module):
@@ -101,13 +108,13 @@ class ReplaceDeadCodes(nn.Module):
     `EMAUpdate` restarts at its new value.  (EnCodec's ``threshold_ema_dead_code=2`` is about ``threshold=2 * every``.)
     `FastChannelVQ.reset_` is the paper's policy, which the training loop calls.
 
-    Shapes do not depend on data, so a device is never waited for.  With several processes, each would replace codes by
-    vectors of its own batch; use it in one process.
+    Shapes do not depend on data, so a device is never waited for.  Several processes draw from the vectors of all, and
+    replace the same codes by the same vectors (`FastChannelVQ`).
 
     Args:
         threshold: selections per window below which a code is replaced.
         every: training calls per window.
-        generator: source of the draw, on the codebook's device.
+        generator: source of this process's draws, on the codebook's device.
 
     Attributes:
         used: buffer int64 ``[G, K]``, selections in this window.
@@ -140,34 +147,71 @@ class ReplaceDeadCodes(nn.Module):
         self.register_buffer("moved", torch.zeros(shape, dtype=torch.bool, device=device), persistent=False)
 
     @torch.no_grad()
-    def replace_(self, codebook: Tensor, queries: Tensor, mask: Tensor | None) -> Tensor:
+    def replace_(
+        self,
+        codebook: Tensor,
+        queries: Tensor,
+        mask: Tensor | None,
+        processes: Processes,
+        applies: Tensor | None = None,
+    ) -> Tensor:
         """At the end of a window, overwrite dead codes of codebook ``[G, K, d]`` by some of queries ``[N, G, d]``.
 
-        Only queries where mask bool ``[N, G]`` is True are taken.  Returns `moved`.
+        Only queries where mask bool ``[N, G]`` is True are taken.  ``applies`` bool scalar: False changes nothing.
+        Returns `moved`.
         """
         due = self.calls >= self.every
+        if applies is not None:
+            due = due & applies
         dead = (self.used < self.threshold) & due
-        if queries.shape[0]:
-            source, enough = distinct_rows(dead, queries.shape[0], mask, self.generator)
-            self.moved.copy_(dead & enough)
-            rows = queries.transpose(0, 1).gather(1, source[..., None].expand(codebook.shape)).to(codebook.dtype)
-            codebook.copy_(torch.where(self.moved[..., None], rows, codebook))
-        else:
-            self.moved.zero_()
+        tickets, rows = processes.lowest(*self._candidates(queries, mask, codebook.shape[1]))
+        available = (tickets < NOT_DRAWN).sum(dim=1, keepdim=True)
+        rows = rows.gather(1, _places(dead, available)[..., None].expand_as(rows)).to(codebook.dtype)
+        moved = dead & (available > 0)
+        codebook.copy_(torch.where(moved[..., None], rows, codebook))
+        self.moved.copy_(moved if applies is None else torch.where(applies, moved, self.moved))
         self.used.masked_fill_(due, 0)
         self.calls.masked_fill_(due, 0)
-        return self.moved
+        return moved
+
+    def draw_again(self, queries: Tensor) -> None:
+        """Advance the default generator as `replace_` did, for what a checkpoint draws after it when it runs again."""
+        if self.generator is None:
+            _tickets(queries.shape[1], queries.shape[0], None, None, queries.device)
+
+    def _candidates(self, queries: Tensor, mask: Tensor | None, num_codes: int) -> tuple[Tensor, Tensor]:
+        """K of the queries, drawn without replacement: tickets ``[G, K]`` and rows float32 ``[G, K, d]``.
+
+        Where there are fewer, `NOT_DRAWN` and arbitrary rows follow.
+        """
+        num_rows, num_groups, code_dim = queries.shape
+        if num_rows == 0:
+            rows = queries.new_zeros(num_groups, num_codes, code_dim, dtype=torch.float32)
+            return torch.full_like(rows[..., 0], NOT_DRAWN), rows
+        tickets, _ = _tickets(num_groups, num_rows, mask, self.generator, queries.device)
+        tickets, order = F.pad(tickets, (0, num_codes), value=NOT_DRAWN).sort(dim=1)
+        order = order[:, :num_codes].clamp(max=num_rows - 1)
+        rows = queries.transpose(0, 1).gather(1, order[..., None].expand(num_groups, num_codes, code_dim))
+        return tickets[:, :num_codes], rows.float()
 
     @torch.no_grad()
-    def apply_(self, statistics: CodeStatistics) -> None:
-        """Add the selections of one call to the window."""
-        self.used += statistics.count
-        self.calls += 1
+    def apply_(self, statistics: CodeStatistics, applies: Tensor | None = None) -> None:
+        """Add the selections of one call to the window, unless ``applies`` bool scalar is False: then they are 0."""
+        self.used.add_(statistics.count)
+        self.calls.add_(1 if applies is None else applies.long())
 
     def restart_(self) -> None:
         """Begin a new window, after the codes were set by other means."""
         self.used.zero_()
         self.calls.zero_()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ReplaceDeadCodes":
+        """Convert as any module does; counters that had no data, on the meta device, are 0."""
+        empty = [name for name, counter in self.named_buffers() if counter.is_meta]
+        super()._apply(fn, recurse)
+        for name in empty:
+            getattr(self, name).zero_()
+        return self
 
 
 class MappedCodes(nn.Module):
@@ -195,13 +239,22 @@ class MappedCodes(nn.Module):
         super().__init__()
         if table.dim() not in (2, 3):
             raise ValueError(f"table: expected [G, K, f] or [K, f], got shape {tuple(table.shape)}")
-        self.register_buffer("table", table.detach().float().reshape(-1, *table.shape[-2:]).clone())
+        with torch.inference_mode(False):  # a table made in that mode could not be trained through outside it
+            self.register_buffer("table", table.detach().float().reshape(-1, *table.shape[-2:]).clone())
         self.projector = projector
 
     def forward(self) -> Tensor:
         """float32 ``[G, K, d]``."""
+        if self.table.is_meta:  # autocast does not know the device
+            return self._mapped()
         with torch.autocast(self.table.device.type, enabled=False):
-            return self.projector(self.table)
+            return self._mapped()
+
+    def _mapped(self) -> Tensor:
+        """In the dtype of the projector, which float64 as the default dtype may be; codes may not."""
+        like = next((p for p in self.projector.parameters() if p.is_floating_point()), self.table)
+        codes: Tensor = self.projector(self.table.to(like.dtype))
+        return codes.float() if codes.dtype == torch.float64 else codes
 
 
 @torch.no_grad()
@@ -214,7 +267,7 @@ def initial_codebook(
 
     Args:
         vectors: ``[N, G, d]``.
-        mask: bool ``[N, G]``, which of them count, or None.
+        mask: bool ``[N, G]``, which of them count, or None.  Those that are not finite never do.
         num_codes: K.
         iterations: of Lloyd's algorithm; 0 keeps the drawn vectors.
         generator: source of the draws, on any device.
@@ -228,12 +281,13 @@ def initial_codebook(
     if iterations < 0:
         raise ValueError(f"iterations: expected an integer >= 0, got {iterations}")
     device = "cpu" if generator is None else generator.device
-    codebook = []
+    codebook, finite = [], finite_vectors(vectors)
+    mask = finite if mask is None else mask & finite
     for group in range(vectors.shape[1]):
-        rows = vectors[:, group] if mask is None else vectors[mask[:, group], group]
+        rows = vectors[mask[:, group], group]
         if rows.shape[0] < num_codes:
             raise ValueError(
-                f"x: expected at least num_codes={num_codes} vectors per group to draw from, got {rows.shape[0]}"
+                f"x: expected at least num_codes={num_codes} vectors per group to draw from, got {rows.shape[0]} finite ones"
             )
         drawn = torch.randperm(rows.shape[0], generator=generator, device=device)[:num_codes]
         codes = rows[drawn.to(rows.device)].float()
@@ -276,11 +330,22 @@ def distinct_rows(
     Returns:
         int64 ``[G, K]``, each in [0, N); and bool ``[G, 1]``, whether the group has a row at all.
     """
-    device = wanted.device
-    ticket = torch.rand(wanted.shape[0], num_rows, generator=generator, device=device)
-    available = torch.full((wanted.shape[0], 1), num_rows, device=device)
-    if mask is not None:
-        ticket = torch.where(mask.T, ticket, 2.0)  # behind every row that may be drawn
-        available = mask.sum(dim=0)[:, None]
-    place = (wanted.long().cumsum(dim=1) - 1).clamp(min=0) % available.clamp(min=1)
-    return ticket.argsort(dim=1).gather(1, place), available > 0
+    tickets, available = _tickets(wanted.shape[0], num_rows, mask, generator, wanted.device)
+    return tickets.argsort(dim=1).gather(1, _places(wanted, available)), available > 0
+
+
+def _tickets(
+    num_groups: int, num_rows: int, mask: Tensor | None, generator: torch.Generator | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """A random number per row, `NOT_DRAWN` where the mask is False: float32 ``[G, N]``; and the rows left, ``[G, 1]``."""
+    # the overload that takes a generator takes no dynamic shape, not even with None
+    options: dict[str, Any] = {} if generator is None else {"generator": generator}
+    tickets = torch.rand(num_groups, num_rows, dtype=torch.float32, device=device, **options)
+    if mask is None:
+        return tickets, torch.full((num_groups, 1), num_rows, device=device)
+    return torch.where(mask.T, tickets, NOT_DRAWN), mask.sum(dim=0)[:, None]
+
+
+def _places(wanted: Tensor, available: Tensor) -> Tensor:
+    """The rank among the drawn rows for each wanted place bool ``[G, K]``: 0, 1, ..., again from 0 when they run out."""
+    return (wanted.long().cumsum(dim=1) - 1).clamp(min=0) % available.clamp(min=1)

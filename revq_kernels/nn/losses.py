@@ -83,7 +83,7 @@ class StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, quantized: Tensor) -> Tensor:
         """Returns ``quantized`` as a node that depends on ``x``."""
-        return quantized.clone()
+        return own_copy(quantized)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -109,7 +109,7 @@ class Rotation(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, quantized: Tensor) -> Tensor:
         """Both ``[..., d]``; returns ``quantized`` as a node that depends on ``x``."""
-        return quantized.clone()
+        return own_copy(quantized)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -127,6 +127,25 @@ class Rotation(torch.autograd.Function):
         turned = g - 2 * r * (r * g).sum(-1, keepdim=True) + 2 * e * (f * g).sum(-1, keepdim=True)
         scaled = turned * (quantized.norm(dim=-1, keepdim=True) / length)
         return torch.where(length > 0, scaled, g).to(grad.dtype), None
+
+
+def own_copy(quantized: Tensor) -> Tensor:
+    """A copy in memory of its own, for a result whose original a backward pass uses.
+
+    A compiler removes a ``clone`` of a tensor that it believes nobody else holds, and then lets the backward pass write
+    into the saved tensor, which the caller holds as the result.  An operator's result is memory of its own by contract.
+    """
+    return torch.ops.revq.copy(quantized) if torch.compiler.is_compiling() else quantized.clone()
+
+
+@torch.library.custom_op("revq::copy", mutates_args=())
+def _copy(x: Tensor) -> Tensor:
+    return x.clone()
+
+
+@_copy.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
 
 
 def check_loss_options(commitment: float, estimator: str) -> None:

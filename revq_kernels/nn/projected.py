@@ -28,7 +28,11 @@ class ProjectedVQ(nn.Module):
     def __init__(self, dim: int, vq: FastChannelVQ, *, inner: int | None = None) -> None:
         super().__init__()
         inner = vq.code_dim if inner is None else inner
-        self.project_in, self.vq, self.project_out = nn.Linear(dim, inner), vq, nn.Linear(inner, dim)
+        # float64, as the default dtype, would make queries that a search refuses
+        dtype = torch.float32 if torch.get_default_dtype() == torch.float64 else None
+        with torch.inference_mode(False):  # tensors made in that mode could not be trained outside it
+            project_in, project_out = nn.Linear(dim, inner, dtype=dtype), nn.Linear(inner, dim, dtype=dtype)
+        self.project_in, self.vq, self.project_out = project_in, vq, project_out
 
     @property
     def token_layout(self) -> TokenLayout:

@@ -149,3 +149,48 @@ def test_compiled_options(option, training):
         torch.testing.assert_close(tensor, other.state_dict()[name])
     if option == "dead_codes and ema" and training:
         assert module.dead_codes.moved.any() and torch.equal(module.dead_codes.moved, other.dead_codes.moved)
+
+
+@pytest.mark.parametrize(
+    ("layout", "options"),
+    [
+        ("BLC", {"estimator": "rotation"}),
+        ("BCHW", {"metric": "cosine_lookup"}),
+        ("BLC", {"metric": "cosine_lookup", "estimator": "rotation", "masked": True}),
+    ],
+)
+def test_the_backward_pass_leaves_the_results_alone(layout, options):
+    """By the default backend, which lets saved tensors and results share memory; on sizes that it vectorizes."""
+    torch._dynamo.reset()
+    options = dict(options)  # the parameter is shared by runs
+    masked = options.pop("masked", False)
+    vq = FastChannelVQ(64, 8, layout=layout, split="space", **options)
+    other = copy.deepcopy(vq)
+    x = torch.randn(4, 64, 8) if layout == "BLC" else torch.randn(4, 8, 8, 8)
+    mask = torch.rand(4, 64) > 0.3 if masked else None
+    compiled, inputs, results = torch.compile(other, fullgraph=True), [], []
+    for run in (vq, compiled):
+        inputs.append(x.clone().requires_grad_())
+        out = run(inputs[-1], mask=mask)
+        before = [tensor.detach().clone() for tensor in out]
+        (out.loss + out.quantized.square().sum()).backward()
+        assert all(torch.equal(tensor, kept) for tensor, kept in zip(out, before, strict=True))
+        results.append(out)
+    assert torch.equal(results[0].quantized, results[1].quantized)
+    assert torch.equal(results[0].indices, results[1].indices)
+    torch.testing.assert_close(inputs[1].grad, inputs[0].grad)
+
+
+def test_dead_codes_are_replaced_in_batches_of_any_size():
+    torch._dynamo.reset()
+    vq = FastChannelVQ(16, 4, dead_codes=ReplaceDeadCodes(every=1), update=EMAUpdate(), num_groups=2)
+    other = copy.deepcopy(vq)
+    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
+    for batch in (3, 5, 9, 1, 0, 4):
+        x, indices = torch.randn(batch, 8, 4), []
+        for run in (vq, compiled):
+            torch.manual_seed(batch)
+            indices.append(run(x).indices)
+        assert torch.equal(*indices)
+    for name, tensor in vq.state_dict().items():
+        torch.testing.assert_close(tensor, other.state_dict()[name])
