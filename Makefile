@@ -7,6 +7,7 @@
 #   make check-ubsan     kernel tests on a build with gcc's undefined-behavior sanitizer
 #   make bench           measure (wants '.[bench]' for the peers); rows go to benchmarks/results/
 #   make soak            10^10 pairs: no wrong index
+#   make prove-files     kills, corruptions and hostile files: nothing lost, nothing silent, no traceback
 #   make bench-gpu       the same on a CUDA device: correctness first, at most ten minutes
 #   make PY=python demo  use the active environment, with the torch that is in it (never replaced)
 
@@ -24,7 +25,7 @@ READY := active-environment
 MODELS := active-environment-drop-in
 endif
 
-.PHONY: demo test check check-clang check-ubsan bench bench-gpu soak clean active-environment active-environment-drop-in
+.PHONY: demo test check check-clang check-ubsan bench bench-gpu soak prove-files clean active-environment active-environment-drop-in
 
 demo: $(READY)
 	$(PY) -m revq demo
@@ -76,6 +77,11 @@ bench: $(READY) $(MODELS)
 
 soak: $(READY)
 	$(PY) -m tests.fuzz.soak
+
+prove-files: $(READY)
+	$(PY) -m tests.fuzz.kills
+	$(PY) -m tests.fuzz.corruptions
+	$(PY) -m tests.fuzz.hostile
 
 bench-gpu: $(READY)
 	$(PY) -m benchmarks.gpu

@@ -58,7 +58,7 @@ def verbs(folder: Path) -> list[Verb]:
     from tiny_vae import IMAGE_SIZE, LATENT_SHAPE, save_photos, save_tiny_vae
 
     photos, vae = folder / "photos", load_vae(save_tiny_vae(folder / "vae"))
-    save_photos(photos, 7)
+    save_photos(photos, 9)
     (photos / "damaged.png").write_bytes((photos / "photo-01.png").read_bytes()[:200])
     files = image_files([photos]).files
     options = {"image_size": IMAGE_SIZE, "crops": 3, "batch_size": 4, "shard_bytes": 6 * 1024, "progress": False}

@@ -102,11 +102,25 @@ def test_the_folder_names_the_vae_and_knows_its_weights(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path / "model")
     names = sorted(path.name for path in (tmp_path / "model").iterdir())
     assert names == ["config.json", "model.safetensors", "tokenizer.json"]
-    assert json.loads((tmp_path / "model" / "tokenizer.json").read_text()) == {
+    values = json.loads((tmp_path / "model" / "tokenizer.json").read_text())
+    assert values.pop("checksum") and values.pop("format") == "revq-tokenizer-2"
+    assert values == {
         "vae": str(tmp_path / "vae"),
         "vae_fingerprint": tokenizer.vae.fingerprint,
         "image_size": IMAGE_SIZE,
     }
+    for name, other in (("vae", "other"), ("image_size", 64), ("format", "revq-tokenizer-3"), ("format", None)):
+        whole = (tmp_path / "model" / "tokenizer.json").read_text()
+        (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(json.loads(whole) | {name: other}))
+        with pytest.raises(InputError, match="checksum"):
+            Tokenizer.from_pretrained(tmp_path / "model")
+        (tmp_path / "model" / "tokenizer.json").write_text(whole)
+    del values["vae"]
+    (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match="expected JSON with vae"):
+        Tokenizer.from_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(values | {"vae": str(tmp_path / "vae")}))
+    Tokenizer.from_pretrained(tmp_path / "model")  # of the first version, without a checksum
     assert ReVQ.from_pretrained(tmp_path / "model").config == tokenizer.model.config
 
 

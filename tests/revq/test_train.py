@@ -1,6 +1,5 @@
 """The training loop: it learns, equals the algorithm written out, starts from training vectors, logs, and refuses."""
 
-import json
 import math
 
 import pytest
@@ -12,7 +11,7 @@ from revq.config import RectifierConfig
 from revq.data.latent_writer import save_latents
 from revq.errors import InputError
 from revq.eval.evaluate import latent_errors
-from revq.model.revq import ReVQ
+from revq.model.revq import ReVQ, read_origin
 from revq.train.loop import train
 from revq.train.state import derived_seed, generator
 from revq.train.track import read_records
@@ -50,8 +49,7 @@ def test_it_learns_and_saves(tmp_path, store, validation):
     loaded = ReVQ.from_pretrained(tmp_path / "run" / "model")
     assert_equal(weights(loaded), weights(result.model))
     assert latent_errors(loaded, validation) == result.validation
-    about = json.loads((tmp_path / "run" / "model" / "tokenizer.json").read_text())
-    assert about == {"vae": "tiny", "vae_fingerprint": "f00d", "image_size": 64}
+    assert read_origin(tmp_path / "run" / "model" / "tokenizer.json") == ("tiny", "f00d", 64)
     assert not result.model.training
 
 
