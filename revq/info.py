@@ -44,7 +44,7 @@ def verify(path: str | Path) -> str:
     """
     from revq.data.latents import LatentStore
     from revq.data.tokens import load_tokens
-    from revq.model.revq import CONFIG, WEIGHTS, ReVQ, model_folder
+    from revq.model.revq import CONFIG, TOKENIZER, WEIGHTS, ReVQ, model_folder, read_origin
     from revq.train.state import load_checkpoint
 
     path = Path(path)
@@ -61,6 +61,8 @@ def verify(path: str | Path) -> str:
     for folder in dict.fromkeys((path, model_folder(path))):
         if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
             ReVQ.from_pretrained(folder)
+            if (folder / TOKENIZER).is_file():
+                read_origin(folder / TOKENIZER)
             parts.append("model")
     if not parts:
         raise InputError(f"{path}: expected a latent store, a token file, a model or a run, found none of them")

@@ -1,7 +1,16 @@
 """Separate because it names the public part of this room: images, VAEs, latent stores and token files."""
 
 from revq.data.encode import encode_folder
-from revq.data.images import center_crop, image_files, list_images, load_image, random_crop, to_pil, to_tensor
+from revq.data.images import (
+    center_crop,
+    decode_image,
+    image_files,
+    list_images,
+    load_image,
+    random_crop,
+    to_pil,
+    to_tensor,
+)
 from revq.data.latent_writer import LatentWriter, Source, save_latents
 from revq.data.latents import LatentStore, StorePlan, is_latent_store
 from revq.data.tokens import TokenFile, TokenWriter, load_tokens, save_tokens
@@ -16,6 +25,7 @@ __all__ = [
     "TokenFile",
     "TokenWriter",
     "center_crop",
+    "decode_image",
     "encode_folder",
     "image_files",
     "is_latent_store",
