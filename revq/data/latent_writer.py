@@ -116,6 +116,7 @@ class LatentWriter:
         self._rows: dict[str, list[Tensor]] = {name: [] for name in plan.tensors}
         self._sources: list[Source] = []
         self._skipped: list[tuple[int, Skipped]] = []
+        self._first_skipped: tuple[str, str] | None = None  # for the message if no image can be read
         self.known: list[KnownShard] = []
         self._exit = ExitStack()
         self._exit.enter_context(folder_lock(self.folder))
@@ -190,6 +191,7 @@ class LatentWriter:
         """Note an image that could not be read."""
         encode_text(source.name)
         self._skipped.append((len(self._sources), Skipped(source, reason)))
+        self._first_skipped = self._first_skipped or (source.name, reason)
 
     @property
     def shard_is_full(self) -> bool:
@@ -232,7 +234,8 @@ class LatentWriter:
         if not any(entry.sources for entry in self._entries):
             for entry in self._entries:  # these hold nothing but images that could not be read
                 (self._partial / entry.latents_file).unlink()
-            raise InputError(f"{self.folder}: expected at least one image that can be read, got none")
+            first = f"; {self._first_skipped[0]}: {self._first_skipped[1]}" if self._first_skipped else ""
+            raise InputError(f"{self.folder}: expected at least one image that can be read, got none{first}")
         shards = [asdict(entry) for entry in self._entries]
         index = manifest_text({"format": FORMAT, "plan": self.plan.to_dict(), "shards": shards})
         finished = self.folder / INDEX
