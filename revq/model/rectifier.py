@@ -146,7 +146,7 @@ def _decoder_stage(config: RectifierConfig, channels: int) -> nn.Module:
         upsample_block_type="interpolate",
     )
     if config.kind == "cnn":
-        for block in stage.up_blocks[0]:
+        for block in stage.up_blocks[0].children():
             block.conv1 = _low_rank_convolution(config.width, bias=True)
             block.conv2 = _low_rank_convolution(config.width, bias=False)
     return stage

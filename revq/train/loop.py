@@ -276,7 +276,9 @@ def _check(
     if config.train.count_validation and validation is None:
         raise InputError("count_validation: expected validation latents to count, got none")
     if model.rectifier.kind == "mlp" and len(store) < 2:
-        raise InputError(f"store: expected two latents or more for the BatchNorm of the mlp rectifier, got {len(store)}")
+        raise InputError(
+            f"store: expected two latents or more for the BatchNorm of the mlp rectifier, got {len(store)}"
+        )
     vectors = len(store) * model.num_tokens // model.groups
     if config.train.init == "data" and vectors < model.num_codes:
         raise InputError(

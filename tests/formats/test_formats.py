@@ -65,7 +65,9 @@ def test_checkpoint(row, name, tmp_path, one_thread):
     run = RunConfig(config["name"], model_config_from_dict(config["model"]), TrainConfig(**config["train"]))
     store = LatentStore(row / "latents")
     if row.name in EARLIER_MLP:
-        with pytest.raises(InputError, match=r"checkpoint\.pt: expected the mlp .* commit 4d4a8f7 is the last that reads it"):
+        with pytest.raises(
+            InputError, match=r"checkpoint\.pt: expected the mlp .* commit 4d4a8f7 is the last that reads it"
+        ):
             train(run, store, out, validation=store, progress=False)
         return
     result = train(run, store, out, validation=store, progress=False)

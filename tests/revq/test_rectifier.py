@@ -137,7 +137,9 @@ def table_4(kind, width, layers):
 def test_cnn_and_mlp_have_the_layers_of_table_4(kind, width, layers, parameters, form):
     with torch.device("meta"):
         rectifier = build_rectifier(RectifierConfig(kind, width, layers, form), SHAPE)
-    assert {name: tuple(tensor.shape) for name, tensor in rectifier.state_dict().items()} == table_4(kind, width, layers)
+    assert {name: tuple(tensor.shape) for name, tensor in rectifier.state_dict().items()} == table_4(
+        kind, width, layers
+    )
     assert sum(parameter.numel() for parameter in rectifier.parameters()) == parameters
 
 
@@ -200,7 +202,9 @@ def test_mlp_mixes_a_sample_and_in_eval_mode_no_others():
     rectifier = build_rectifier(RectifierConfig("mlp", width=32, layers=2), SHAPE)
     z = torch.randn(4, *SHAPE)
     for batch in (z[:1], z[:0]):
-        with pytest.raises(InputError, match="latents: expected at least two in training mode for the BatchNorm .* got"):
+        with pytest.raises(
+            InputError, match=r"latents: expected at least two in training mode for the BatchNorm .* got"
+        ):
             rectifier(batch)
     rectifier(z)
     rectifier.eval()

@@ -156,7 +156,9 @@ def test_checkpoints_from_before_the_options(tmp_path, store, validation):
     again = train(tiny_run(codes=CODES, reset_pairing="release"), store, out, validation=validation, progress=False)
     assert torch.equal(again.model.quantizer.codebook, expected.quantizer.codebook)  # it is finished
     with pytest.raises(InputError, match="paired other codes; commit 4d4a8f7 is the last that resumes it") as caught:
-        train(tiny_run(codes=CODES, reset_pairing="release", epochs=4), store, out, validation=validation, progress=False)
+        train(
+            tiny_run(codes=CODES, reset_pairing="release", epochs=4), store, out, validation=validation, progress=False
+        )
     assert "\n" not in str(caught.value)
 
 
@@ -164,10 +166,10 @@ def test_options_that_do_not_fit(tmp_path, store):
     mlp = RectifierConfig("mlp", 16, 1)
     with pytest.raises(InputError, match="count_validation: expected validation latents to count, got none"):
         train(tiny_run(count_validation=True), store, tmp_path / "run", progress=False)
-    with pytest.raises(InputError, match="batch_size: expected at least 2 for the BatchNorm .*, got 1"):
+    with pytest.raises(InputError, match=r"batch_size: expected at least 2 for the BatchNorm .*, got 1"):
         train(tiny_run(batch_size=1, rectifier=mlp), store, tmp_path / "run", progress=False)
     one = random_store(tmp_path / "one", rows=1)
-    with pytest.raises(InputError, match="store: expected two latents or more for the BatchNorm .*, got 1"):
+    with pytest.raises(InputError, match=r"store: expected two latents or more for the BatchNorm .*, got 1"):
         train(tiny_run(init="normal", rectifier=mlp), one, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
     for kind in ("cnn", "identity"):
@@ -193,7 +195,9 @@ def test_batch_norm_follows_the_training_batches_alone(tmp_path, store, validati
     )
     for epoch in range(3):
         for rows in torch.randperm(200, generator=generator(42, epoch, "order"))[:192].split(32):
-            latents = model.normalizer.normalize(model.decode_tokens(model.encode_latents(store.rows(rows)), rectify=False))
+            latents = model.normalizer.normalize(
+                model.decode_tokens(model.encode_latents(store.rows(rows)), rectify=False)
+            )
             hidden = latents.flatten(1).double().numpy() @ first[0].T + first[1]
             hidden = hidden / (1 + np.exp(-hidden)) @ second[0].T + second[1]
             mean, var = 0.9 * mean + 0.1 * hidden.mean(0), 0.9 * var + 0.1 * hidden.var(0, ddof=1)
@@ -225,6 +229,8 @@ def test_models_with_the_earlier_cnn_and_mlp_are_refused(tmp_path, kind):
     earlier = {"cnn": ("up_blocks.0.0.conv1.weight", (24, 24, 3, 3)), "mlp": ("blocks.0.norm.weight", (24,))}
     name, shape = earlier[kind]
     save_file(state | {f"rectifier.{name}": torch.zeros(shape), "rectifier.conv_in.weight": torch.zeros(3)}, path)
-    with pytest.raises(InputError, match=rf"model\.safetensors: expected the {kind} rectifier .* commit 4d4a8f7 is") as caught:
+    with pytest.raises(
+        InputError, match=rf"model\.safetensors: expected the {kind} rectifier .* commit 4d4a8f7 is"
+    ) as caught:
         ReVQ.from_pretrained(tmp_path / "model")
     assert "\n" not in str(caught.value)
