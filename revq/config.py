@@ -26,9 +26,9 @@ class RectifierConfig:
     """The network g of the paper's Eq. 3, which reduces the quantization error of a latent (Table 4 names the kinds)."""
 
     kind: Literal["efficientvit", "cnn", "mlp", "identity"] = "efficientvit"
-    """Architecture; ``identity`` has no parameters."""
+    """Architecture; ``identity`` has no parameters, ``mlp`` has BatchNorm and needs batches of two or more."""
     width: int = 512
-    """Channels inside the rectifier; for EfficientViT a multiple of 32, its head size."""
+    """Channels, or features of the ``mlp``, inside the rectifier; for EfficientViT a multiple of 32, its head size."""
     layers: int = 3
     """Blocks."""
     form: Literal["absolute", "residual"] = "absolute"
@@ -135,11 +135,21 @@ class TrainConfig:
     reset: bool = True
     """Non-activation reset at the end of each epoch (paper, Eq. 2)."""
     reset_pairing: Literal["paper", "release"] = "paper"
-    """Which dead code moves next to which used code: as in the paper, or as in the released code."""
+    """Which dead code moves next to which used code, as in the paper or as in the released code; both differ where counts
+    are equal and where ``reset_max_fraction`` is reached (see `revq_kernels.reset_codes_`)."""
     reset_max_fraction: float = 1.0
     """Largest fraction of a codebook's codes that one reset may move; the release moves at most 0.2."""
     reset_noise: float = 0.1
     """Standard deviation of the noise on a moved code, in units of the normalized latent."""
+    reset_first_epoch: bool = True
+    """Reset at the end of the first epoch, too; the release does not."""
+    reset_last_epoch: bool = False
+    """Reset at the end of the last epoch, too, after which no training follows; the release does."""
+    reset_keep_moments: bool = False
+    """A moved code keeps its old optimizer moments, as in the release, instead of starting with zeros."""
+    count_validation: bool = False
+    """An epoch counts the selections of the validation before it, too, as the release does: a code that only validation
+    latents choose is not dead.  Needs validation latents."""
     init: Literal["data", "normal"] = "data"
     """Initial codebook: distinct training vectors, or standard normal noise."""
     seed: int = 42
@@ -173,7 +183,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def validate(self) -> None:
-        """Check the model's and the training's configuration.
+        """Check the model's and the training's configuration, and how they fit each other.
 
         Raises:
             InputError: naming the field.
@@ -181,6 +191,10 @@ class RunConfig:
         _check_types(self)
         self.model.validate()
         self.train.validate()
+        if self.model.rectifier.kind == "mlp" and self.train.batch_size < 2:
+            raise InputError(
+                f"batch_size: expected at least 2 for the BatchNorm of the mlp rectifier, got {self.train.batch_size}"
+            )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

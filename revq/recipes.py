@@ -9,8 +9,9 @@ The paper and its released code disagree in places; docs/training.md lists all o
 * learning rate: 1e-2 (section 4.1 and the yaml), not the 5e-5 by which the released script overrides the yaml.
 * schedule: "exponential" in the paper; the released factor 0.05 ** (1 / epochs) per epoch.
 * loss: separate, as released; the paper's joint Eq. 4 is ``loss="joint"``.
-* reset: all dead codes, each paired by rank with a used code (Eq. 2); the released limit of 20 % and its pairing are
-  ``reset_max_fraction=0.2, reset_pairing="release"``.
+* reset: all dead codes, each paired by rank with a used code (Eq. 2), after every epoch but the last; the released limit
+  of 20 %, its pairs and the rest of its reset are ``reset_max_fraction=0.2, reset_pairing="release",
+  reset_first_epoch=False, reset_last_epoch=True, reset_keep_moments=True, count_validation=True``.
 """
 
 from collections.abc import Callable

@@ -186,10 +186,16 @@ def reset_codes_(
 ) -> Tensor:
     """Move each dead code (count 0) to a frequently selected code, plus noise (paper, Eq. 2 and section 3.2.2).
 
-    Per group the codes are ordered by (count, index); the first r, all with count 0, are moved.  With the pairing of
-    the paper the u-th code takes the row of the u-th from the end: the deadest goes to the busiest.  The released code
-    pairs the same rows the other way round inside the dead block: the last of the r goes to the busiest.  Every source
-    row is read before any row is written, and a pair whose source is itself dead is skipped.
+    Per group r codes move: all dead ones, or as many of them as ``max_fraction`` allows.
+
+    * "paper": the codes are ordered by (count, index).  The u-th of the first r goes to the u-th from the end: dead codes
+      in the order of their indices, used codes from the busiest on, of equal counts the higher index first.  A pair whose
+      source is itself dead is skipped.
+    * "release", as the released code: the codes are ordered from the busiest on, of equal counts the lower index first.
+      The u-th of the *last* r goes to the u-th of the first r, also where that one is dead.
+
+    With distinct counts of the used codes, a limit that does not bind and at least r used codes both are the same.
+    Every source row is read before any row is written.
 
     Which rows move, and onto which, is the same on every device; the noise is the same per device type for one
     generator: it is drawn for the moved rows only, in the order of their group and index.
@@ -213,15 +219,17 @@ def reset_codes_(
     check_count(count, num_groups, num_codes, codebook)
     check_reset(noise, max_fraction, pairing)
 
-    order = torch.sort(count, dim=1, stable=True).indices  # [G, K], deadest first
     limit = int(max_fraction * num_codes)
     dead = (count == 0).sum(dim=1, keepdim=True).clamp(max=limit)  # [G, 1], the r of Eq. 2
     position = torch.arange(num_codes, device=count.device).expand(num_groups, num_codes)
-    target = order
-    if pairing == "release":
-        target = torch.where(position < dead, order.gather(1, (dead - 1 - position).clamp(min=0)), order)
-    source = order.flip(1)
-    paired = (position < dead) & (count.gather(1, source) > 0)
+    paired = position < dead
+    if pairing == "paper":
+        target = torch.sort(count, dim=1, stable=True).indices  # [G, K], deadest first
+        source = target.flip(1)
+        paired &= count.gather(1, source) > 0
+    else:
+        source = torch.sort(count, dim=1, stable=True, descending=True).indices  # [G, K], busiest first
+        target = source.gather(1, (position - dead) % num_codes)  # the last r, then the others
     partner = torch.full_like(count, -1).scatter_(1, target, torch.where(paired, source, -1))
     moved = partner >= 0
     group, code = moved.nonzero(as_tuple=True)  # on a device, the one time that the host waits for it

@@ -140,7 +140,7 @@ class LatentWriter:
                 self.known += _known_shards(place, self.plan)
             elif not overwrite:
                 raise InputError(
-                    f"{place}: expected latents of the same kind, but {differences}; overwrite them or give another folder"
+                    f"{place}: expected latents of the same kind, but {differences}; give another folder, or --overwrite to replace them (overwrite=True)"
                 )
             elif place == self._partial:
                 shutil.rmtree(place)

@@ -84,8 +84,14 @@ def summarize_count(count: Tensor) -> CodeUse:
 
 
 @torch.no_grad()
-def latent_errors(model: ReVQ, store: LatentStore, *, batch_size: int = 256) -> LatentErrors:
-    """Errors on the latents of ``store`` before and after the rectifier; keeps the model's mode and counts."""
+def latent_errors(
+    model: ReVQ, store: LatentStore, *, batch_size: int = 256, count: Tensor | None = None
+) -> LatentErrors:
+    """Errors on the latents of ``store`` before and after the rectifier; keeps the model's mode and statistics.
+
+    Args:
+        count: int64 ``[G, K]``, to which the selections are added.
+    """
     training = model.training
     model.eval()  # eval mode does not count
     quantized = rectified = 0.0
@@ -93,6 +99,8 @@ def latent_errors(model: ReVQ, store: LatentStore, *, batch_size: int = 256) -> 
         out = model(latents.to(model.device))  # both losses are means over the batch
         quantized += float(out.quantizer_loss) * len(latents)
         rectified += float(out.rectifier_loss) * len(latents)
+        if count is not None:
+            count_codes_(count, out.indices.reshape(-1, count.shape[0]))  # token t uses codebook t mod G
     model.train(training)
     return LatentErrors(quantized / len(store), rectified / len(store))
 

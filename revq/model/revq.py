@@ -20,7 +20,7 @@ from revq.data.json_text import manifest_text, read_json, read_manifest
 from revq.data.tensor_file import load_tensors, write_tensors
 from revq.errors import InputError
 from revq.model.normalizer import Normalizer
-from revq.model.rectifier import build_rectifier
+from revq.model.rectifier import build_rectifier, refuse_earlier_rectifier
 from revq_kernels import FastChannelVQ, native
 from revq_kernels.index import tree_pays
 
@@ -135,6 +135,8 @@ class ReVQ(nn.Module):
     def decode_tokens(self, indices: Tensor, *, rectify: bool = True) -> Tensor:
         """Latents float32 ``[B, C, h, w]``, in the VAE's units, of tokens ``[B, T]`` of any integer dtype.
 
+        The rectifier works as in eval mode: equal tokens give equal latents in any mode and batch.
+
         Args:
             rectify: False omits the rectifier, for comparison.
 
@@ -142,8 +144,15 @@ class ReVQ(nn.Module):
             InputError: for another shape or dtype, or an index that is not in [0, num_codes).
         """
         tokens = self._checked_tokens(indices)
-        quantized = self.quantizer.decode(tokens, self.config.latent_shape)
-        return self.normalizer.denormalize(self.rectifier(quantized) if rectify else quantized)
+        latents = self.quantizer.decode(tokens, self.config.latent_shape)
+        if rectify:
+            training = self.rectifier.training
+            self.rectifier.eval()  # BatchNorm, of the mlp, would mix the latents and change its running statistics
+            try:
+                latents = self.rectifier(latents)
+            finally:
+                self.rectifier.train(training)
+        return self.normalizer.denormalize(latents)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors, whole or not at all; other files in the folder stay.
@@ -291,6 +300,7 @@ def _read_config(path: Path) -> ModelConfig:
 def _read_weights(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of ``path``, which must have the names and shapes of ``expected``, converted to its dtypes."""
     state, _ = load_tensors(path, checksums=False)  # files of earlier versions and of others have none
+    refuse_earlier_rectifier(state, path)
     for name, tensor in expected.items():
         if name not in state:
             raise InputError(f"{path}: expected a tensor {name}, which is missing")

@@ -69,15 +69,15 @@ def train(
     the call raises before it writes, and the checkpoint before stays.
 
     Each epoch counts how often each code is chosen; at its end the reset (Eq. 2) moves the codes that were never chosen
-    next to used ones.  The last epoch has no reset, because no training follows; ``quantizer.count`` of the returned
-    model holds the counts of the last epoch.
+    next to used ones.  The last epoch has no reset, because no training follows, unless ``reset_last_epoch`` asks for it;
+    ``quantizer.count`` of the returned model holds the counts of the last epoch, before its reset.
 
     Args:
         config: the run (see `revq.recipes`).
         store: latents to train on.  A store smaller than a batch is one batch; otherwise a last partial batch is dropped.
         out: folder of the run.
         validation: latents on which the errors before and after the rectifier (`LatentErrors`) are measured after each
-            epoch; training does not depend on them.
+            epoch; training does not depend on them, except for what ``count_validation`` counts.
         device: where to train.
         log_every: steps between two records of the log.
         progress: show a bar.
@@ -86,8 +86,9 @@ def train(
     Raises:
         InputError: if the configuration is invalid, or too large for the device's memory; if the latents of the store do
             not have its ``latent_shape``, or some are not finite; if ``init="data"`` and the store has fewer than K
-            vectors per codebook (one latent has T / G of them); if ``out`` holds another run, or a model without its
-            run, and ``overwrite`` is False; if another process writes to ``out``; if training diverges.
+            vectors per codebook (one latent has T / G of them); if ``count_validation`` has nothing to count, or an ``mlp``
+            rectifier would see batches of one latent; if ``out`` holds another run, or a model without its run, and
+            ``overwrite`` is False; if another process writes to ``out``; if training diverges.
         revq.interrupt.Interrupted: after a signal.
     """
     config.validate()
@@ -131,7 +132,10 @@ def _train(
     if not run.resume(checkpoint, about, model, optimizer, overwrite=overwrite):
         _initialize(model, config, store, device)
     elif run.cursor == 0 and run.epoch == run.planned and run.epoch < options.epochs:
-        model.quantizer.count.zero_()  # after its last epoch a run keeps the counts; one that is extended goes on counting
+        # After its last epoch a run keeps the counts of that epoch; one that is extended goes on with new ones.
+        model.quantizer.count.zero_()
+        if validation is not None and options.count_validation:
+            latent_errors(model, validation, count=model.quantizer.count)
     run.sums = run.sums.to(device)
 
     with (
@@ -188,22 +192,28 @@ def _train(
 
             # The end of an epoch: move the codes that were never chosen, and clear their optimizer state.
             run.last, moved_codes = summarize_count(model.quantizer.count), 0
-            if run.epoch + 1 < options.epochs:
-                if options.reset:
-                    moved = model.quantizer.reset_(  # [G, K]
-                        noise=options.reset_noise,
-                        max_fraction=options.reset_max_fraction,
-                        pairing=options.reset_pairing,
-                        generator=generator(options.seed, run.epoch, "reset", device),
-                    )
-                    moved_codes = int(moved.sum())
+            first, final = run.epoch == 0, run.epoch + 1 == options.epochs
+            last_count = model.quantizer.count.clone() if final else None  # [G, K]
+            if options.reset and (not first or options.reset_first_epoch) and (not final or options.reset_last_epoch):
+                moved = model.quantizer.reset_(  # [G, K]
+                    noise=options.reset_noise,
+                    max_fraction=options.reset_max_fraction,
+                    pairing=options.reset_pairing,
+                    generator=generator(options.seed, run.epoch, "reset", device),
+                )
+                moved_codes = int(moved.sum())
+                if not options.reset_keep_moments:
                     optimizer.state[codebook]["exp_avg"][moved] = 0
                     optimizer.state[codebook]["exp_avg_sq"][moved] = 0
-                model.quantizer.count.zero_()
+            model.quantizer.count.zero_()
 
             quantizer_loss, rectifier_loss = (run.sums / run.cursor).tolist()
             _check_finite(run, checkpoint, _LOSSES, (quantizer_loss, rectifier_loss))
-            run.errors = latent_errors(model, validation) if validation is not None else None
+            if validation is not None:
+                counted = model.quantizer.count if options.count_validation else None
+                run.errors = latent_errors(model, validation, count=counted)
+            if last_count is not None:
+                model.quantizer.count.copy_(last_count)
             _check_finite(run, checkpoint, _ERRORS, run.errors or ())
             log.log(
                 kind="epoch",
@@ -262,6 +272,12 @@ def _check(
     if validation is not None and validation.plan.vae_fingerprint != store.plan.vae_fingerprint:
         raise InputError(
             f"validation: its latents are of another VAE ({validation.plan.vae}) than the store's ({store.plan.vae})"
+        )
+    if config.train.count_validation and validation is None:
+        raise InputError("count_validation: expected validation latents to count, got none")
+    if model.rectifier.kind == "mlp" and len(store) < 2:
+        raise InputError(
+            f"store: expected two latents or more for the BatchNorm of the mlp rectifier, got {len(store)}"
         )
     vectors = len(store) * model.num_tokens // model.groups
     if config.train.init == "data" and vectors < model.num_codes:

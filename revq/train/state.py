@@ -20,6 +20,7 @@ from revq.data.json_text import parse_json
 from revq.errors import InputError
 from revq.eval.evaluate import CodeUse, LatentErrors
 from revq.interrupt import Interrupted
+from revq.model.rectifier import refuse_earlier_rectifier
 
 _KEYS = ("about", "epoch", "cursor", "step", "sums", "last", "errors", "model", "optimizer")
 _BLOCK = 1 << 20  # bytes that are checked at a time
@@ -249,8 +250,17 @@ def _check_state(
     missing = set(_KEYS) - state.keys()
     if missing:
         raise InputError(f"{path}: not a training checkpoint, it lacks {', '.join(sorted(missing))}")
-    planned = _check_same_run(path, read_about(state, path), about)
+    old = read_about(state, path)
+    planned = _check_same_run(path, old, about)
     _check_values(path, state, planned)
+    train = old[0]["train"]
+    earlier = train.get("reset_pairing") == "release" and "reset_first_epoch" not in train
+    if earlier and train.get("reset") and state["epoch"] < about[0]["train"]["epochs"]:
+        raise InputError(
+            f"{path}: is of a run whose reset_pairing='release' paired other codes; commit 4d4a8f7 is the last that resumes it"
+        )
+    if isinstance(state["model"], dict):
+        refuse_earlier_rectifier(state["model"], path)
     _check_tensors(f"{path}: model", state["model"], model.state_dict())
     _check_tensors(f"{path}: optimizer", *_moments(path, state["optimizer"], optimizer))
     return planned

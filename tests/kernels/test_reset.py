@@ -1,20 +1,69 @@
 """Non-activation reset against a restatement in loops, and the paper's 2-D toy."""
 
+import numpy as np
 import pytest
 import torch
 
 from revq_kernels import FastChannelVQ, reset_codes_
 
 
-def pairs_by_hand(count, max_fraction, pairing):
-    """(target, source) of one group, by the definition in the paper and in the release."""
+def papers_pairs(count, max_fraction):
+    """{target: source} of one group by Eq. 2: the codes by (count, index), the u-th takes the row of the u-th from the end."""
     k = len(count)
     order = sorted(range(k), key=lambda i: (count[i], i))
     r = min(sum(c == 0 for c in count), int(max_fraction * k))
-    dead = order[:r]
-    if pairing == "release":
-        dead = dead[::-1]
-    return [(dead[u], order[k - 1 - u]) for u in range(r) if count[order[k - 1 - u]] > 0]
+    return {order[u]: order[k - 1 - u] for u in range(r) if count[order[k - 1 - u]] > 0}
+
+
+def releases_pairs(count, max_fraction):
+    """{target: source} of one group as the released code does it: sort by falling count, the last r become the first r."""
+    falling = np.argsort(-np.asarray(count), kind="stable")
+    r = min(int(max_fraction * len(count)), int((np.asarray(count) < 0.5).sum()))
+    return dict(zip(falling[len(count) - r :].tolist(), falling[:r].tolist(), strict=True))
+
+
+PAIRS = {"paper": papers_pairs, "release": releases_pairs}
+
+
+def pairs(count, max_fraction, pairing):
+    """{target: source} of one group, read from a codebook whose values are the numbers of its rows."""
+    codebook = torch.arange(float(len(count))).reshape(1, -1, 1)
+    counts = torch.tensor([count])
+    moved = reset_codes_(codebook, counts, noise=0.0, max_fraction=max_fraction, pairing=pairing)
+    return {code: int(codebook[0, code, 0]) for code in moved[0].nonzero()[:, 0].tolist()}
+
+
+def test_pairs_of_the_release():
+    counts = [5, 0, 9, 0, 7, 1, 0, 3, 2, 4]
+    assert pairs(counts, 0.2, "release") == {3: 2, 6: 4}  # the last two dead codes, the busiest source first
+    assert pairs(counts, 0.2, "paper") == {1: 2, 3: 4}
+    assert pairs(counts, 1.0, "release") == pairs(counts, 1.0, "paper") == {1: 2, 3: 4, 6: 0}
+    assert pairs([0, 2, 2, 0], 1.0, "release") == {0: 1, 3: 2}  # of equal counts the lower index first
+    assert pairs([0, 2, 2, 0], 1.0, "paper") == {0: 2, 3: 1}
+    assert pairs([0, 0, 0, 4], 1.0, "release") == {0: 3, 1: 0, 2: 1}  # a source may be dead
+    assert pairs([0, 0, 0, 4], 1.0, "paper") == {0: 3}
+
+
+def random_counts(rng, kind, k):
+    if kind == "distinct":
+        count = rng.permutation(np.arange(1, k + 1))
+        count[rng.choice(k, rng.integers(0, k // 2 + 1), replace=False)] = 0
+        return count
+    return {"ties": rng.integers(0, 4, k), "few used": 7 * (rng.random(k) < 0.1), "all dead": np.zeros(k, int)}.get(
+        kind, rng.integers(1, 9, k)
+    )
+
+
+@pytest.mark.parametrize("kind", ["distinct", "ties", "few used", "all dead", "none dead"])
+def test_pairs_of_random_counts(kind):
+    rng = np.random.default_rng(5)
+    for _ in range(120):
+        counts = random_counts(rng, kind, int(rng.integers(1, 60))).tolist()
+        for max_fraction in (0.0, 0.2, 0.5, 1.0, float(rng.random())):
+            got = {pairing: pairs(counts, max_fraction, pairing) for pairing in PAIRS}
+            assert got == {pairing: by_hand(counts, max_fraction) for pairing, by_hand in PAIRS.items()}, counts
+        if kind == "distinct":  # and no limit binds
+            assert pairs(counts, 1.0, "release") == pairs(counts, 1.0, "paper")
 
 
 @pytest.mark.parametrize("pairing", ["paper", "release"])
@@ -29,7 +78,7 @@ def test_rows_and_partners(pairing, max_fraction, dtype):
     expected = before.clone()
     expected_moved = torch.zeros(6, 23, dtype=torch.bool)
     for g in range(6):
-        for target, source in pairs_by_hand(count[g].tolist(), max_fraction, pairing):
+        for target, source in PAIRS[pairing](count[g].tolist(), max_fraction).items():
             expected[g, target] = before[g, source]
             expected_moved[g, target] = True
     assert torch.equal(codebook, expected)

@@ -72,9 +72,10 @@ def test_residual_form_starts_as_the_identity_and_can_leave_it(kind):
     z = torch.randn(2, *SHAPE)
     assert torch.equal(rectifier(z), z)
     rectifier(z).square().sum().backward()
-    assert rectifier.conv_out.weight.grad.abs().sum() > 0
+    last = rectifier.fc_out if kind == "mlp" else rectifier.conv_out
+    assert last.weight.grad.abs().sum() > 0
     with torch.no_grad():
-        rectifier.conv_out.bias.fill_(0.5)
+        last.bias.fill_(0.5)
     torch.testing.assert_close(rectifier(z), z + 0.5)
 
 
@@ -98,19 +99,117 @@ def test_output_has_the_latents_shape_and_every_parameter_a_gradient(kind, shape
     assert [name for name, p in rectifier.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-def test_cnn_blocks_are_convolutions_between_the_official_ends():
-    rectifier = build_rectifier(RectifierConfig("cnn", width=64, layers=2), SHAPE)
-    shapes = {name: tuple(tensor.shape) for name, tensor in rectifier.state_dict().items()}
-    assert shapes["conv_in.weight"] == (64, 32, 3, 3)
-    assert shapes["conv_out.weight"] == (32, 64, 3, 3)
-    assert shapes["up_blocks.0.1.conv1.weight"] == shapes["up_blocks.0.1.conv2.weight"] == (64, 64, 3, 3)
-    assert not any("attn" in name for name in shapes)
+CNN_BLOCK = {"conv1.0.weight": ("r", "w", 3, 3), "conv1.1.weight": ("w", "r", 3, 3), "conv1.1.bias": ("w",)}
+CNN_BLOCK |= {"conv2.0.weight": ("r", "w", 3, 3), "conv2.1.weight": ("w", "r", 3, 3)}
+CNN_BLOCK |= {"norm.weight": ("w",), "norm.bias": ("w",)}
+MLP_BLOCK = {"fc1.weight": ("w", "i"), "fc1.bias": ("w",), "fc2.weight": ("w", "w"), "fc2.bias": ("w",)}
+MLP_BLOCK |= {f"norm.{name}": ("w",) for name in ("weight", "bias", "running_mean", "running_var")}
+MLP_BLOCK |= {"norm.num_batches_tracked": ()}
 
 
-def test_mlp_mixes_a_sample_and_no_others():
+def table_4(kind, width, layers):
+    """Names and shapes of the paper's other rectifiers, of latents (32, 8, 8)."""
+    if kind == "cnn":
+        ends = {n: shape for n, shape in official_contract(width, layers).items() if not n.startswith("up_blocks")}
+        blocks = {f"up_blocks.0.{layer}": CNN_BLOCK for layer in range(layers)}
+    else:
+        ends = {"fc_out.weight": (2048, width), "fc_out.bias": (2048,)}
+        shortcut = {} if width == 2048 else {"fc3.weight": ("w", "i"), "fc3.bias": ("w",)}
+        blocks = {"prelayers.0": MLP_BLOCK | shortcut}
+        blocks |= {f"postlayers.{layer}": MLP_BLOCK for layer in range(layers - 1)}
+    shapes = dict(ends)
+    for block, tensors in blocks.items():
+        sizes = {"w": width, "r": width // 16, "i": 2048 if block.startswith("pre") else width}
+        shapes |= {f"{block}.{n}": tuple(sizes.get(size, size) for size in shape) for n, shape in tensors.items()}
+    return shapes
+
+
+@pytest.mark.parametrize("form", ["absolute", "residual"])
+@pytest.mark.parametrize(
+    ("kind", "width", "layers", "parameters"),
+    [
+        ("cnn", 512, 3, 2_070_560),
+        ("cnn", 1024, 4, 10_042_400),
+        ("mlp", 2048, 3, 29_386_752),
+        ("mlp", 64, 1, 2048 * 64 + 64 + 64 * 65 + 128 + 2048 * 64 + 64 + 64 * 2048 + 2048),
+    ],
+)
+def test_cnn_and_mlp_have_the_layers_of_table_4(kind, width, layers, parameters, form):
+    with torch.device("meta"):
+        rectifier = build_rectifier(RectifierConfig(kind, width, layers, form), SHAPE)
+    assert {name: tuple(tensor.shape) for name, tensor in rectifier.state_dict().items()} == table_4(
+        kind, width, layers
+    )
+    assert sum(parameter.numel() for parameter in rectifier.parameters()) == parameters
+
+
+def randomize(rectifier):
+    for number, tensor in enumerate(rectifier.state_dict().values()):
+        if tensor.is_floating_point():
+            tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(number)).abs() / 8)
+
+
+def test_cnn_forward_written_out():
+    rectifier = build_rectifier(RectifierConfig("cnn", width=64, layers=2), SHAPE).double()
+    randomize(rectifier)
+    state, z = rectifier.state_dict(), torch.randn(3, *SHAPE, dtype=torch.float64)
+
+    def conv(name, x):
+        return F.conv2d(x, state[f"{name}.weight"], state.get(f"{name}.bias"), padding=1)
+
+    def norm(name, x):
+        x = x / (x.square().mean(1, keepdim=True) + 1e-5).sqrt()
+        return x * state[f"{name}.weight"].view(1, -1, 1, 1) + state[f"{name}.bias"].view(1, -1, 1, 1)
+
+    h = conv("conv_in", z) + z.repeat_interleave(2, dim=1)
+    for block in ("up_blocks.0.0", "up_blocks.0.1"):
+        inner = conv(f"{block}.conv1.1", conv(f"{block}.conv1.0", h))
+        inner = conv(f"{block}.conv2.1", conv(f"{block}.conv2.0", inner * torch.sigmoid(inner)))
+        h = h + norm(f"{block}.norm", inner)
+    torch.testing.assert_close(rectifier(z), conv("conv_out", norm("norm_out", h).relu()))
+
+
+@pytest.mark.parametrize("width", [64, 24])
+@pytest.mark.parametrize("training", [True, False])
+def test_mlp_forward_written_out(width, training):
+    """With and without a layer in the shortcut of the first block, of latents with 64 elements."""
+    rectifier = build_rectifier(RectifierConfig("mlp", width, 3), (4, 4, 4)).double().train(training)
+    randomize(rectifier)
+    state = {name: tensor.clone() for name, tensor in rectifier.state_dict().items()}
+    z = torch.randn(5, 4, 4, 4, dtype=torch.float64)
+
+    def linear(name, x):
+        return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+    h = z.flatten(1)
+    for block in ("prelayers.0", "postlayers.0", "postlayers.1"):
+        inner = linear(f"{block}.fc1", h)
+        inner = linear(f"{block}.fc2", inner * torch.sigmoid(inner))
+        mean, var = state[f"{block}.norm.running_mean"], state[f"{block}.norm.running_var"]
+        if training:  # the batch's own statistics; the running ones follow by a tenth
+            state[f"{block}.norm.running_mean"] = 0.9 * mean + 0.1 * inner.mean(0)
+            state[f"{block}.norm.running_var"] = 0.9 * var + 0.1 * inner.var(0, correction=1)
+            mean, var = inner.mean(0), inner.var(0, correction=0)
+        inner = (inner - mean) / (var + 1e-5).sqrt() * state[f"{block}.norm.weight"] + state[f"{block}.norm.bias"]
+        h = inner + (linear(f"{block}.fc3", h) if f"{block}.fc3.weight" in state else h)
+    torch.testing.assert_close(rectifier(z), linear("fc_out", h).reshape(z.shape))
+    for name, tensor in rectifier.state_dict().items():
+        expected = state[name] + training if name.endswith("tracked") else state[name]
+        torch.testing.assert_close(tensor, expected, msg=name)
+
+
+def test_mlp_mixes_a_sample_and_in_eval_mode_no_others():
     rectifier = build_rectifier(RectifierConfig("mlp", width=32, layers=2), SHAPE)
     z = torch.randn(4, *SHAPE)
+    for batch in (z[:1], z[:0]):
+        with pytest.raises(
+            InputError, match=r"latents: expected at least two in training mode for the BatchNorm .* got"
+        ):
+            rectifier(batch)
+    rectifier(z)
+    rectifier.eval()
     torch.testing.assert_close(rectifier(z)[1:2], rectifier(z[1:2]))
+    assert rectifier(z[:0]).shape == (0, *SHAPE)
     moved = z.clone()
     moved[0, 0, 0, 0] += 1
     assert (rectifier(moved)[0] != rectifier(z)[0]).flatten().float().mean() > 0.9

@@ -69,7 +69,7 @@ def test_statistics_and_first_codes(tmp_path, store):
 
 def test_loop_equals_the_algorithm_written_out(tmp_path, store):
     """Two epochs written out independently: MSE of gathered codes, AdamW, clipping, the schedule, Eq. 2."""
-    run = tiny_run(epochs=2, clip_norm=0.05, codes=48, rectifier=RectifierConfig("mlp", 16, 1))
+    run = tiny_run(epochs=2, clip_norm=0.05, codes=48, rectifier=RectifierConfig("cnn", 16, 1))
     options = run.train
     got = train(run, store, tmp_path / "run", progress=False).model
 

@@ -231,7 +231,7 @@ def test_the_last_good_checkpoint_survives(tmp_path, store, monkeypatch, what):
         step(self, *args, **kwargs)
         calls.append(self)
         if len(calls) == 12:
-            parameter = models[-1].rectifier.conv_in.weight
+            parameter = models[-1].rectifier.fc_out.weight
             tensors = {
                 "weight": parameter,
                 "moment": self.state[parameter]["exp_avg"],
@@ -249,7 +249,7 @@ def test_the_last_good_checkpoint_survives(tmp_path, store, monkeypatch, what):
         with pytest.raises(InputError, match=r"in epoch 1, step 12: .*of step 6 is kept") as caught:
             train(tiny_run(), store, tmp_path / "run", progress=False)
     if what == "moment":
-        assert "exp_avg of rectifier.conv_in.weight is not finite (nan at [0, 3])" in str(caught.value)
+        assert "exp_avg of rectifier.fc_out.weight is not finite (nan at [0, 3])" in str(caught.value)
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 6
     expected = train(tiny_run(), store, tmp_path / "whole", progress=False).model
     assert_equal(weights(train(tiny_run(), store, tmp_path / "run", progress=False).model), weights(expected))
