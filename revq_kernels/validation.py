@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-MAX_CODES = 2**31 - 1
+MAX_CODES = MAX_DIM = 2**31 - 1
 METRICS = ("l2", "inner_product", "diagonal")
 COSINES = ("cosine", "cosine_lookup")
 """The metrics that only `FastChannelVQ` accepts: it normalizes the vectors and then searches with l2."""
@@ -66,6 +66,8 @@ def check_codebook(codebook: Tensor) -> None:
     num_groups, num_codes, code_dim = shape
     if num_groups < 1 or code_dim < 1:
         raise ValueError(f"codebook: expected [G, K, d] with G >= 1 and d >= 1, got shape {tuple(shape)}")
+    if code_dim > MAX_DIM:
+        raise ValueError(f"codebook: expected d <= {MAX_DIM} elements per code, got d={code_dim}")
     if not 1 <= num_codes <= MAX_CODES:
         raise ValueError(f"codebook: expected 1 <= K <= {MAX_CODES} codes, got K={num_codes}")
 
@@ -113,6 +115,8 @@ def check_segments(values: Tensor, indices: Tensor, num_codes: int) -> None:
         raise ValueError(
             f"values: expected [..., G, d] with G, d >= 1 for indices {tuple(indices.shape)}, got {tuple(values.shape)}"
         )
+    if values.shape[-1] > MAX_DIM:
+        raise ValueError(f"values: expected d <= {MAX_DIM}, got shape {tuple(values.shape)}")
     _check_same_device("indices", indices, "values", values)
     if not 1 <= num_codes <= MAX_CODES:
         raise ValueError(f"num_codes: expected 1 <= K <= {MAX_CODES}, got {num_codes}")
