@@ -5,6 +5,7 @@ latents the model reads: `revq.Tokenizer` needs it.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,6 +75,8 @@ class ReVQ(nn.Module):
             estimator="none",
             commitment=0.0,
         )
+        # A latent of few tokens, which `config.num_tokens` asks for, has tokens of several positions.
+        self.quantizer.token_layout = replace(self.quantizer.token_layout, spans_positions=True)
         self.rectifier = build_rectifier(config.rectifier, config.latent_shape)
 
     @property
