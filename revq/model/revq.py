@@ -5,6 +5,8 @@ latents the model reads: `revq.Tokenizer` needs it.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,8 +45,21 @@ class ReVQOutput(NamedTuple):
     """Scalar: mean squared error of the rectified latents, normalized units (Eq. 4)."""
 
 
+class _Quantizer(FastChannelVQ):
+    """Searches a float64 codebook, of a model after ``double()``, by its float32 values."""
+
+    def current_codes(self) -> Tensor:
+        codes = super().current_codes()
+        return codes.float() if codes.dtype == torch.float64 else codes
+
+
 class ReVQ(nn.Module):
     """Latents of a frozen VAE to tokens and back.
+
+    The parameters are float32, whatever torch's default dtype is.  ``half()``, ``bfloat16()`` and ``double()`` convert the
+    codebook and the rectifier: the search is that of the converted codes, in float32, and the rectifier computes in its own
+    dtype.  The normalizer's statistics stay float32, and so do latents and losses.  A model made or loaded in
+    ``torch.inference_mode()`` can be trained outside it.
 
     Args:
         config: shapes, codebooks and rectifier.
@@ -66,8 +81,12 @@ class ReVQ(nn.Module):
         super().__init__()
         config.validate()
         self.config = config
+        with torch.inference_mode(False), _float32_by_default():
+            self._build(config)
+
+    def _build(self, config: ModelConfig) -> None:
         self.normalizer = Normalizer(config.latent_shape)
-        self.quantizer = FastChannelVQ(
+        self.quantizer = _Quantizer(
             config.num_codes,
             config.code_dim,
             num_groups=config.groups,
@@ -93,11 +112,13 @@ class ReVQ(nn.Module):
                 trains the codebook too.
 
         Raises:
-            InputError: for latents of another shape or dtype.
+            InputError: for latents of another shape or dtype; in training mode, for weights that cannot be trained.
         """
         target = self._normalized(latents)
+        if self.training and not torch.compiler.is_compiling():
+            self._check_trainable()
         quantized, indices, quantizer_loss = self.quantizer(target)
-        rectified = self.rectifier(quantized if joint else quantized.detach())
+        rectified = self._rectify(quantized if joint else quantized.detach())
         rectifier_loss = F.mse_loss(rectified, target)
         return ReVQOutput(self.normalizer.denormalize(rectified), indices, quantizer_loss, rectifier_loss)
 
@@ -145,7 +166,7 @@ class ReVQ(nn.Module):
         """
         tokens = self._checked_tokens(indices)
         quantized = self.quantizer.decode(tokens, self.config.latent_shape)
-        return self.normalizer.denormalize(self.rectifier(quantized) if rectify else quantized)
+        return self.normalizer.denormalize(self._rectify(quantized) if rectify else quantized)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors, whole or not at all; other files in the folder stay.
@@ -167,6 +188,11 @@ class ReVQ(nn.Module):
         Raises:
             InputError: if files are missing or damaged, or do not fit each other.
         """
+        with torch.inference_mode(False):  # else the model could not be trained
+            return cls._load(folder_or_hub_id, revision).to(device).eval()
+
+    @classmethod
+    def _load(cls, folder_or_hub_id: str | Path, revision: str | None) -> "ReVQ":
         config_file = model_file(folder_or_hub_id, CONFIG, revision)
         weights_file = model_file(folder_or_hub_id, WEIGHTS, revision)
         config = _read_config(config_file)
@@ -178,7 +204,18 @@ class ReVQ(nn.Module):
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"{config_file}: does not describe a model ({one_line(error)})") from error
         model.load_state_dict(_read_weights(weights_file, model.state_dict()), assign=True)
-        return model.to(device).eval()
+        return model
+
+    def _rectify(self, quantized: Tensor) -> Tensor:
+        """The rectifier on latents ``[B, C, h, w]``, in the dtype of its weights; float32."""
+        weight = next(self.rectifier.parameters(), None)  # the identity has none
+        return self.rectifier(quantized if weight is None else quantized.to(weight.dtype)).float()
+
+    def _check_trainable(self) -> None:
+        if self.quantizer.codebook.is_inference() and not torch.is_inference_mode_enabled():
+            raise InputError(
+                "model: expected weights that can be trained, got some that `to` or the like made in torch.inference_mode()"
+            )
 
     def _normalized(self, latents: Tensor) -> Tensor:
         expected = self.config.latent_shape
@@ -201,6 +238,17 @@ class ReVQ(nn.Module):
                 f"indices: expected values in [0, num_codes={num_codes}), got {int(tokens.min())} to {int(tokens.max())}"
             )
         return tokens
+
+
+@contextmanager
+def _float32_by_default() -> Iterator[None]:
+    """Within the block, modules are made in float32, whatever the caller's default dtype."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 class LatentOrigin(NamedTuple):
