@@ -50,6 +50,8 @@ def _bits(tensor: Tensor, rng: random.Random) -> Tensor:
 
 def _misshapen(tensor: Tensor, rng: random.Random) -> Tensor:
     """The tensor with another shape, dtype, device, layout or strides."""
+    if tensor.numel() >= HUGE:
+        return tensor
     kind = rng.randrange(13)
     if kind == 0:
         return tensor.to(rng.choice(DTYPES))
@@ -71,9 +73,9 @@ def _misshapen(tensor: Tensor, rng: random.Random) -> Tensor:
     if kind == 8:
         return tensor.repeat_interleave(2, -1)[..., ::2] if tensor.dim() else tensor
     if kind == 9 and tensor.numel():  # strides of 0, sizes beyond any memory
-        sizes = list(tensor.shape)
-        sizes[rng.randrange(len(sizes)) if sizes else 0 :][:1] = []
-        return tensor.view(-1)[0].expand([rng.choice((HUGE, 3, 1)), *sizes[1:]])
+        sizes = list(tensor.shape) or [1]
+        sizes[rng.randrange(len(sizes))] = rng.choice((HUGE, 3, 1))
+        return tensor.reshape(-1)[0].expand(sizes)
     if kind == 10 and tensor.is_floating_point() and not tensor.is_meta:
         return tensor.to_sparse()
     if kind == 11:
