@@ -5,6 +5,7 @@ latents the model reads: `revq.Tokenizer` needs it.
 """
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revq import __version__
-from revq.config import ModelConfig, model_config_from_dict, to_dict
+from revq.config import MOST_BYTES, ModelConfig, model_config_from_dict, to_dict
 from revq.data.atomic import atomic_folder
 from revq.data.hub import fetch, find_folder, one_line
 from revq.data.json_text import read_json
@@ -70,7 +71,8 @@ class ReVQ(nn.Module):
         rectifier: the network g of Eq. 3, on normalized latents.
 
     Raises:
-        InputError: if the configuration is invalid, or the rectifier does not fit the latent.
+        InputError: if the configuration is invalid, the rectifier does not fit the latent, or the model would not fit
+            the memory of the machine (unless it is made on another device, such as "meta").
     """
 
     normalizer: Normalizer
@@ -80,6 +82,8 @@ class ReVQ(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         config.validate()
+        if torch.get_default_device().type == "cpu":
+            config.check_size(_memory_bytes(), "the memory of this machine")
         self.config = config
         with torch.inference_mode(False), _float32_by_default():
             self._build(config)
@@ -238,6 +242,14 @@ class ReVQ(nn.Module):
                 f"indices: expected values in [0, num_codes={num_codes}), got {int(tokens.min())} to {int(tokens.max())}"
             )
         return tokens
+
+
+def _memory_bytes() -> int:
+    """Memory of this machine; more than any model has where the system does not say."""
+    names = getattr(os, "sysconf_names", {})
+    if "SC_PHYS_PAGES" not in names:
+        return MOST_BYTES
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @contextmanager
