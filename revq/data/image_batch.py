@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,8 +17,8 @@ from revq.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    OneImage = Union[Image, str, Path, NDArray[np.uint8]]
-    Images = Union[Tensor, OneImage, Sequence[OneImage]]
+    OneImage = Image | str | Path | NDArray[np.uint8]
+    Images = Tensor | OneImage | Sequence[OneImage]
 
 ImageRange = tuple[float, float]
 """Black and white of float tensors: one of `IMAGE_RANGES`."""

@@ -14,7 +14,16 @@ import revq_kernels
 from revq_kernels.ops import OPERATORS
 
 ERRORS = (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError, MemoryError)
-DTYPES = (torch.float64, torch.float16, torch.bfloat16, torch.int32, torch.int64, torch.bool, torch.complex64, torch.uint8)
+DTYPES = (
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.int32,
+    torch.int64,
+    torch.bool,
+    torch.complex64,
+    torch.uint8,
+)
 VALUES = (float("nan"), float("inf"), -float("inf"), 3e38, -3e38, 1e-45, 0.0, -0.0)
 HUGE = 1 << 40
 
@@ -141,7 +150,7 @@ def _check(name: str, arguments: list, result: object) -> None:
         assert found.dtype == torch.int64 and found.shape == x.shape[:-1], (name, found.shape)
         codes = arguments[-1] if name == "index_search" else arguments[1].shape[1]
         if not found.is_meta and found.numel():
-            assert 0 <= int(found.min()) and int(found.max()) < codes, (name, found.min(), found.max(), codes)
+            assert int(found.min()) >= 0 and int(found.max()) < codes, (name, found.min(), found.max(), codes)
 
 
 def main(seed: int, calls: int) -> Counter:

@@ -38,8 +38,12 @@ def test_a_damaged_tree_gives_codes_or_an_error():
     nan, far = float("nan"), ids + 5000
     for damaged in ((panels, ids, boxes * nan, finite), (panels, ids, boxes * -1, finite)):
         found, _ = OPS.index_search(x, *damaged, 5000)
-        assert 0 <= int(found.min()) and int(found.max()) < 5000
-    for damaged in ((panels * nan, ids, boxes, finite), (panels, far, boxes, finite), (panels, -far, boxes, finite * 0)):
+        assert int(found.min()) >= 0 and int(found.max()) < 5000
+    for damaged in (
+        (panels * nan, ids, boxes, finite),
+        (panels, far, boxes, finite),
+        (panels, -far, boxes, finite * 0),
+    ):
         with pytest.raises(RuntimeError, match=r"panels, ids, boxes, finite: expected .* found no code in \[0, K\)"):
             OPS.index_search(x, *damaged, 5000)
 
@@ -70,7 +74,7 @@ def test_a_tensor_on_another_device_is_refused(overload):
 
 def test_every_metric_of_the_table_has_an_operator():
     x, codebook = torch.randn(5, 2, 4), torch.randn(2, 7, 4)
-    with pytest.raises(ValueError, match="metric: expected 'inner_product' or 'diagonal', .* got 'l2'"):
+    with pytest.raises(ValueError, match=r"metric: expected 'inner_product' or 'diagonal', .* got 'l2'"):
         OPS.nearest_by_metric(x, codebook, None, "l2")
     for call in (OPS.nearest_code, OPS.nearest_code.reference):
         with pytest.raises((ValueError, RuntimeError), match="codebook: expected"):

@@ -122,7 +122,9 @@ def test_wrong_lengths_of_every_module():
 
 
 def test_a_compiled_graph_asserts_lengths():
-    compiled = torch.compile(lambda n: token_mask(None, n, batch=2, positions=3, num_tokens=6), backend="eager", fullgraph=True)
+    compiled = torch.compile(
+        lambda n: token_mask(None, n, batch=2, positions=3, num_tokens=6), backend="eager", fullgraph=True
+    )
     assert compiled(torch.tensor([3, 0])).sum() == 6
     with pytest.raises(RuntimeError, match="lengths: expected values from 0 to the number of positions"):
         compiled(torch.tensor([3, 4]))

@@ -32,7 +32,14 @@ MODELS = [
 MODELS += [
     ({name: value}, rf"{name}: expected an integer, got {text}")
     for name in ("num_tokens", "num_codes")
-    for value, text in ((True, "True"), (8.0, r"8\.0"), ("8", "'8'"), (None, "None"), (math.nan, "nan"), ([8], r"\[8\]"))
+    for value, text in (
+        (True, "True"),
+        (8.0, r"8\.0"),
+        ("8", "'8'"),
+        (None, "None"),
+        (math.nan, "nan"),
+        ([8], r"\[8\]"),
+    )
 ]
 MODELS += [
     ({"num_groups": 4.0}, r"num_groups: expected an integer or None, got 4\.0"),
@@ -111,14 +118,18 @@ def test_model(tmp_path, fields, message):
 
 
 def test_numbers_that_python_does_not_write():
-    with pytest.raises(InputError, match=r"latent_shape: expected an integer of at most .* got an integer of thousands"):
+    with pytest.raises(
+        InputError, match=r"latent_shape: expected an integer of at most .* got an integer of thousands"
+    ):
         model_of({"latent_shape": (10**5000, 4, 4)}).validate()
 
 
 def test_a_model_beyond_the_memory_is_refused_before_it_is_made(monkeypatch):
     config = model_of({"latent_shape": (4, 64, 64), "num_codes": 2**20})  # 16 codebooks of d = 1024: 64 GiB, and counts
     monkeypatch.setattr(revq.model.revq, "_memory_bytes", lambda: 2**36)
-    with pytest.raises(InputError, match=r"num_codes: expected .* at most 64\.0 GiB, the memory of this machine, got .* 64\.1"):
+    with pytest.raises(
+        InputError, match=r"num_codes: expected .* at most 64\.0 GiB, the memory of this machine, got .* 64\.1"
+    ):
         revq.ReVQ(config)
     with torch.device("meta"):
         assert revq.ReVQ(config).quantizer.codebook.numel() == 2**34

@@ -27,7 +27,12 @@ def close(batch, expected=EXPECTED):
 
 def test_tensors_of_every_range():
     levels, batches = torch.from_numpy(LEVELS).permute(0, 3, 1, 2), ImageBatches(SIZE)
-    for images, declared in ((levels, (-1, 1)), (levels, (0, 1)), (levels.float(), (0, 255)), (levels.half(), [0, 255])):
+    for images, declared in (
+        (levels, (-1, 1)),
+        (levels, (0, 1)),
+        (levels.float(), (0, 255)),
+        (levels.half(), [0, 255]),
+    ):
         close(batches(images, declared))
     close(batches(levels.float() / 255, (0, 1)))
     close(batches(levels.double() / 255, (0.0, 1.0)))
@@ -64,7 +69,9 @@ def test_arrays_pil_images_and_files(tmp_path):
 def test_other_sizes_are_center_cropped(tmp_path):
     path = save_photos(tmp_path, 1)[0]
     photo = load_image(path)
-    expected = torch.from_numpy(np.asarray(center_crop(photo, SIZE)).astype(np.float64) / 127.5 - 1).permute(2, 0, 1)[None]
+    expected = torch.from_numpy(np.asarray(center_crop(photo, SIZE)).astype(np.float64) / 127.5 - 1).permute(2, 0, 1)[
+        None
+    ]
     for image in (path, str(path), photo, np.asarray(photo), np.asarray(photo)[None]):
         close(ImageBatches(SIZE)(image), expected)
 
@@ -78,7 +85,9 @@ def test_pil_images_follow_the_rules_of_files(tmp_path):
         batch = ImageBatches(SIZE)(picture)
         assert torch.equal(batch, ImageBatches(SIZE)(path))
         assert batch.unique().item() == pytest.approx(level / 127.5 - 1)
-    with pytest.raises(InputError, match=r"images: cannot read this image \(floats have a defined range only in \[0, 1\]"):
+    with pytest.raises(
+        InputError, match=r"images: cannot read this image \(floats have a defined range only in \[0, 1\]"
+    ):
         ImageBatches(SIZE)(Image.fromarray(np.full((SIZE, SIZE), 7.0, dtype=np.float32)))
 
 
@@ -101,7 +110,7 @@ def test_floats_outside_the_declared_range():
         expected = f"images: expected values in {list(declared)}, got {found}; to declare another range, pass {others}"
         with pytest.raises(InputError, match=f"^{re.escape(expected)}$"):
             ImageBatches(SIZE)(images, declared)
-    with pytest.raises(InputError, match="got -0.5 to inf"):
+    with pytest.raises(InputError, match=r"got -0\.5 to inf"):
         ImageBatches(SIZE)(torch.where(images.isnan(), 1e300, images.double()))
 
 
@@ -126,12 +135,18 @@ def test_a_unit_range_warns_once():
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (torch.zeros(1, 3, SIZE, SIZE, dtype=torch.int64), r"images: expected uint8 or a floating-point dtype, got torch\.int64"),
+        (
+            torch.zeros(1, 3, SIZE, SIZE, dtype=torch.int64),
+            r"images: expected uint8 or a floating-point dtype, got torch\.int64",
+        ),
         (torch.zeros(1, 3, SIZE, SIZE, dtype=torch.int8), "images: expected uint8 or .* got torch.int8"),
         (torch.zeros(1, 3, SIZE, SIZE, dtype=torch.bool), "images: expected uint8 or .* got torch.bool"),
         (torch.zeros(1, 3, SIZE, SIZE, dtype=torch.cfloat), "images: expected uint8 or .* got torch.complex64"),
         (torch.zeros(3, SIZE, SIZE + 1), r"images: expected shape \[B, 3, 32, 32\], got \[3, 32, 33\]"),
-        (torch.zeros(1, SIZE, SIZE, 3, dtype=torch.uint8), r"images: expected shape \[B, 3, 32, 32\], got \[1, 32, 32, 3\]"),
+        (
+            torch.zeros(1, SIZE, SIZE, 3, dtype=torch.uint8),
+            r"images: expected shape \[B, 3, 32, 32\], got \[1, 32, 32, 3\]",
+        ),
         (torch.zeros(1, 1, 3, SIZE, SIZE), r"images: expected shape \[B, 3, 32, 32\], got \[1, 1, 3, 32, 32\]"),
         (torch.zeros(()), r"images: expected shape \[B, 3, 32, 32\], got \[\]"),
         (torch.zeros(1, 3, SIZE, SIZE, device="meta"), "images: expected a dense tensor with data"),
@@ -142,7 +157,10 @@ def test_a_unit_range_warns_once():
         (LEVELS[0, :0], r"images: expected a uint8 array \[H, W, 3\], got uint8 \[0, 32, 3\]"),
         (LEVELS[:0], "images: expected at least one, got none"),
         ([], "images: expected at least one, got none"),
-        ([torch.zeros(3, SIZE, SIZE)], r"images\[0\]: expected a PIL image, an image file or a uint8 array .* got Tensor"),
+        (
+            [torch.zeros(3, SIZE, SIZE)],
+            r"images\[0\]: expected a PIL image, an image file or a uint8 array .* got Tensor",
+        ),
         ([LEVELS[0], None], r"images\[1\]: expected a PIL image, .* got NoneType"),
         (None, "images: expected a tensor, PIL images, .* got NoneType"),
         (b"a.jpg", "images: expected a tensor, PIL images, .* got bytes"),
@@ -158,7 +176,9 @@ def test_what_is_no_image(images, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("declared", [(0, 2), (1, -1), (0,), "01", None, 1, (False, True), (0, 1, 2), (0, float("nan"))])
+@pytest.mark.parametrize(
+    "declared", [(0, 2), (1, -1), (0,), "01", None, 1, (False, True), (0, 1, 2), (0, float("nan"))]
+)
 def test_unknown_ranges(declared):
     with pytest.raises(InputError, match=r"image_range: expected one of \(-1, 1\), \(0, 1\), \(0, 255\), got"):
         ImageBatches(SIZE)(LEVELS, declared)

@@ -46,7 +46,9 @@ def test_a_converted_model_searches_its_own_codes(kind, dtype):
     unrectified = model.decode_tokens(out.indices, rectify=False)
     torch.testing.assert_close(unrectified, torch.from_numpy(quantized).float(), atol=1e-4, rtol=0)
     assert torch.equal(model.decode_tokens(out.indices), out.latents)
-    assert {tensor.dtype for tensor in (unrectified, out.latents, out.rectifier_loss, out.quantizer_loss)} == {torch.float32}
+    assert {tensor.dtype for tensor in (unrectified, out.latents, out.rectifier_loss, out.quantizer_loss)} == {
+        torch.float32
+    }
     with torch.no_grad():  # the rectifier of the converted weights, in float32: within the rounding of the dtype
         of_weights = copy.deepcopy(model).float()
         exact, scale = of_weights.decode_tokens(out.indices), of_weights.normalizer.std
@@ -123,7 +125,9 @@ def test_a_model_made_in_inference_mode_can_be_trained(tmp_path):
     with torch.inference_mode():
         converted = models[0].bfloat16().train()
         converted(latents(4))
-    with pytest.raises(InputError, match=r"model: expected weights that can be trained, got .* in torch\.inference_mode"):
+    with pytest.raises(
+        InputError, match=r"model: expected weights that can be trained, got .* in torch\.inference_mode"
+    ):
         converted(latents(4))
     assert converted.eval().encode_latents(latents(4)).shape == (4, 32)
 
