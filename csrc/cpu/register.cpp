@@ -23,9 +23,9 @@ Problem check_search(const Tensor& x, const Tensor& codebook) {
   const Problem problem{GroupedRows(x).rows(), codebook.size(0), codebook.size(1), codebook.size(2)};
   STD_TORCH_CHECK(x.size(x.dim() - 2) == problem.G && x.size(x.dim() - 1) == problem.d,
                   "x: expected G and d of the codebook");
-  STD_TORCH_CHECK(problem.G >= 1 && problem.K >= 1 && problem.K <= INT32_MAX && problem.d >= 1 &&
-                      problem.d <= INT32_MAX,
-                  "codebook: expected G >= 1, 1 <= K < 2^31 and 1 <= d < 2^31");
+  STD_TORCH_CHECK(
+      problem.G >= 1 && problem.K >= 1 && problem.K <= INT32_MAX && problem.d >= 1 && problem.d <= INT32_MAX,
+      "codebook: expected G >= 1, 1 <= K < 2^31 and 1 <= d < 2^31");
   return problem;
 }
 
