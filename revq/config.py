@@ -17,6 +17,8 @@ LARGEST_INT = 2**31 - 1
 """Of every size and count in a configuration: an index takes 32 bits in the search."""
 LARGEST_FLOAT = 3.4028235677973366e38
 """From this number on, rounding to float32 gives infinity; every number of a configuration meets float32 tensors."""
+MOST_BYTES = 2**40
+"""Of a model's parameters, 1 TiB: a configuration that asks for more is a mistake."""
 MOST_LAYERS = 1000
 """Of a rectifier: each layer is a module, which takes time and memory to make before any weight is read."""
 
@@ -74,7 +76,7 @@ class ModelConfig:
         """Check the fields and how they fit each other, the rectifier's too.
 
         Raises:
-            InputError: naming the field.
+            InputError: naming the field; also for a model of more than `MOST_BYTES`.
         """
         _check_types(self)
         self.rectifier.validate()
@@ -90,6 +92,40 @@ class ModelConfig:
             )
         if self.num_groups is not None and (self.num_groups < 1 or self.num_tokens % self.num_groups):
             raise InputError(f"num_groups: expected a divisor of num_tokens={self.num_tokens}, got {self.num_groups}")
+        self.check_size(MOST_BYTES, "the limit of any model")
+
+    def check_size(self, most: int, reason: str) -> None:
+        """Check that the model's parameters and buffers can fit in ``most`` bytes, without making any of them.
+
+        Counts the codebooks exactly, and of the rectifier what every kind has at least.
+
+        Raises:
+            InputError: naming the field that asks for the most, and ``reason``.
+        """
+        parts = {
+            "latent_shape": 8 * self.latent_size,  # the normalizer's statistics
+            "num_codes": self.groups * self.num_codes * (4 * self.code_dim + 8),
+            "rectifier width": 4 * self._rectifier_parameters(),
+        }
+        total = sum(parts.values())
+        if total > most:
+            name = max(parts, key=parts.__getitem__)
+            raise InputError(
+                f"{name}: expected a model of at most {most / 2**30:,.1f} GiB, {reason}, "
+                f"got one of at least {total / 2**30:,.1f} GiB"
+            )
+
+    def _rectifier_parameters(self) -> int:
+        """A lower bound of the rectifier's parameters, without norms and biases."""
+        kind, width, layers = self.rectifier.kind, self.rectifier.width, self.rectifier.layers
+        if kind == "identity":
+            return 0
+        if kind == "mlp":
+            skip = 0 if width == self.latent_size else self.latent_size * width
+            return (2 * layers - 1) * width**2 + 2 * self.latent_size * width + skip
+        ends = 2 * self.latent_shape[0] * width
+        block = 36 * width * max(1, width // 16) if kind == "cnn" else 4 * width**2
+        return layers * block + ends
 
     @property
     def latent_size(self) -> int:
@@ -274,5 +310,10 @@ def _mismatch(value: Any, kind: Any, *, seed: bool = False) -> str | None:
 
 def _short(value: Any) -> str:
     """A value in an error message, on one line of bounded length."""
-    text = repr(value) if not isinstance(value, int) or value.bit_length() < 200 else "an integer of hundreds of digits"
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        text = "an integer of thousands of digits"
+    if isinstance(value, int) and value.bit_length() >= 200:
+        text = "an integer of hundreds of digits"
     return text if len(text) <= 60 else text[:57] + "..."

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from revq.data.atomic import atomic_folder, link_or_copy
-from revq.data.images import NamedFile, SkippedFile, center_crop, image_suffixes, load_image, to_pil, to_tensor
+from revq.data.image_batch import ImageBatches, ImageRange
+from revq.data.images import NamedFile, SkippedFile, center_crop, image_suffixes, load_image, to_pil
 from revq.data.latents import LatentStore
 from revq.data.tokens import TokenWriter, load_tokens
 from revq.data.vae import FrozenVAE, load_vae
@@ -21,6 +22,8 @@ from revq.progress import progress_bar
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from revq.data.image_batch import Images
 
 _LATENTS_PER_SEARCH = 256
 """Several encoder batches share one search: a search reads all codebooks once, however many latents it is for."""
@@ -46,6 +49,7 @@ class Tokenizer:
                 f"but {vae.name} gives {shape} at {image_size} pixels"
             )
         self.model, self.vae, self.image_size = model.eval(), vae, image_size
+        self._batches = ImageBatches(image_size)
 
     @classmethod
     def from_pretrained(
@@ -86,24 +90,28 @@ class Tokenizer:
         """
         save_model(self.model, folder, LatentOrigin(self.vae.name, self.vae.fingerprint, self.image_size))
 
-    def encode(self, images: "Tensor | Sequence[Image]") -> Tensor:
-        """Tokens int64 ``[B, T]`` of images.
+    def encode(self, images: "Images", *, image_range: ImageRange = (-1, 1)) -> Tensor:
+        """Tokens int64 ``[B, T]`` of images; one image is a batch of one.
 
         Args:
-            images: float ``[B, 3, image_size, image_size]`` in [-1, 1], or PIL images of any size, which are center-cropped.
+            images: a tensor ``[B, 3, image_size, image_size]`` or ``[3, image_size, image_size]``: floats in
+                ``image_range``, or uint8.  Or PIL images, paths of image files, and uint8 arrays ``[H, W, 3]``, of any size,
+                which are center-cropped: one, a list, or an array ``[N, H, W, 3]``.  `ImageBatches` has the rules.
+            image_range: black and white of a float tensor, (-1, 1), (0, 1) or (0, 255).
 
         Raises:
-            InputError: for a tensor of another shape or dtype, or no image.
+            InputError: for another shape, dtype, type or range, values outside ``image_range``, NaN or infinity among
+                them, an image file that cannot be read, or no image.
         """
-        return self.model.encode_latents(self.latents(images).to(self.model.device))
+        return self.model.encode_latents(self.latents(images, image_range=image_range).to(self.model.device))
 
     def build_index(self, num_images: int) -> bool:
         """Before `encode` is called on many images: build a search tree if that saves time (`ReVQ.build_index`)."""
         return self.model.build_index(num_images)
 
-    def latents(self, images: "Tensor | Sequence[Image]") -> Tensor:
+    def latents(self, images: "Images", *, image_range: ImageRange = (-1, 1)) -> Tensor:
         """The VAE's latents float32 ``[B, C, h, w]`` of images as for `encode`."""
-        return self.vae.encode(self._batch(images))
+        return self.vae.encode(self._batches(images, image_range))
 
     def decode(self, indices: Tensor) -> Tensor:
         """Images float32 ``[B, 3, image_size, image_size]`` in [-1, 1] of tokens ``[B, T]``.
@@ -115,17 +123,9 @@ class Tokenizer:
         """
         return self.vae.decode(self.model.decode_tokens(indices))
 
-    def reconstruct(self, images: "Tensor | Sequence[Image]") -> Tensor:
-        """``decode(encode(images))``."""
-        return self.decode(self.encode(images))
-
-    def _batch(self, images: "Tensor | Sequence[Image]") -> Tensor:
-        if not isinstance(images, Tensor):
-            return to_tensor([center_crop(image, self.image_size) for image in images])
-        expected = (3, self.image_size, self.image_size)
-        if images.dim() != 4 or tuple(images.shape[1:]) != expected:
-            raise InputError(f"images: expected shape [B, {', '.join(map(str, expected))}], got {list(images.shape)}")
-        return images
+    def reconstruct(self, images: "Images", *, image_range: ImageRange = (-1, 1)) -> Tensor:
+        """``decode(encode(images))``: in [-1, 1], whatever the range of the images."""
+        return self.decode(self.encode(images, image_range=image_range))
 
 
 class TokenizeResult(NamedTuple):

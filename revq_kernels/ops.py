@@ -66,6 +66,8 @@ def _fake_index_search(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 def _check_by_metric(x: Tensor, codebook: Tensor, weight: Tensor | None, metric: str) -> None:
     check_search(x, codebook)
+    if metric == "l2":
+        raise ValueError("metric: expected 'inner_product' or 'diagonal', as nearest_code searches by 'l2', got 'l2'")
     check_metric(metric, weight, x)
 
 
@@ -131,7 +133,23 @@ def _define(name: str, row: Operator, implementation: Callable[..., Any] | None)
     if implementation is not None:
         _library.impl(name, implementation, "CompositeExplicitAutograd")
     if row.fake is not None:
-        torch.library.register_fake(f"revq::{name}", row.fake, lib=_library)
+        torch.library.register_fake(f"revq::{name}", _on_one_device(name, row.fake), lib=_library)
+
+
+def _on_one_device(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """``fake`` behind a check of the devices.
+
+    One tensor on the meta device is enough to call a fake, whose outputs would then be uninitialized memory of the first
+    tensor's device.
+    """
+
+    def run(*arguments: Any) -> Any:
+        devices = sorted({str(argument.device) for argument in arguments if isinstance(argument, Tensor)})
+        if len(devices) > 1:
+            raise ValueError(f"revq::{name}: expected all tensors on one device, got {' and '.join(devices)}")
+        return fake(*arguments)
+
+    return run
 
 
 def _reference(check: Callable[..., None], specification: Callable[..., Any]) -> Callable[..., Any]:

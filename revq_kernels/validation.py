@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-MAX_CODES = 2**31 - 1
+MAX_CODES = MAX_DIM = 2**31 - 1
 METRICS = ("l2", "inner_product", "diagonal")
 COSINES = ("cosine", "cosine_lookup")
 """The metrics that only `FastChannelVQ` accepts: it normalizes the vectors and then searches with l2."""
@@ -48,8 +48,10 @@ def check_metric(metric: str, weight: Tensor | None, x: Tensor) -> None:
 def check_quantizer(num_codes: int, code_dim: int, num_groups: int, metric: str, impl: str) -> None:
     """The sizes, the metric and the implementation of a `FastChannelVQ`."""
     for name, size in (("num_codes", num_codes), ("code_dim", code_dim), ("num_groups", num_groups)):
-        if not isinstance(size, int) or size < 1:
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise ValueError(f"{name}: expected an integer >= 1, got {size!r}")
+        if size > MAX_CODES:  # also of d and G: K*d*G elements would fit no memory
+            raise ValueError(f"{name}: expected at most {MAX_CODES}, got {size}")
     if metric not in METRICS + COSINES:
         raise ValueError(f"metric: expected one of {METRICS + COSINES}, got {metric!r}")
     check_implementation(impl)
@@ -66,6 +68,8 @@ def check_codebook(codebook: Tensor) -> None:
     num_groups, num_codes, code_dim = shape
     if num_groups < 1 or code_dim < 1:
         raise ValueError(f"codebook: expected [G, K, d] with G >= 1 and d >= 1, got shape {tuple(shape)}")
+    if code_dim > MAX_DIM:
+        raise ValueError(f"codebook: expected d <= {MAX_DIM} elements per code, got d={code_dim}")
     if not 1 <= num_codes <= MAX_CODES:
         raise ValueError(f"codebook: expected 1 <= K <= {MAX_CODES} codes, got K={num_codes}")
 
@@ -84,7 +88,7 @@ def check_index_query(x: Tensor, shape: tuple[int, int, int]) -> None:
 
 def check_count(count: Tensor, num_groups: int, num_codes: int | None, like: Tensor) -> None:
     """count int64 ``[G, K]`` on ``like``'s device; K is left open when ``num_codes`` is None."""
-    _check_tensor("count", count)
+    check_tensor("count", count)
     if count.dtype != torch.int64:
         raise TypeError(f"count: expected dtype torch.int64, got {count.dtype}")
     fits = count.dim() == 2 and count.shape[0] == num_groups and num_codes in (None, count.shape[1])
@@ -98,7 +102,7 @@ def check_count(count: Tensor, num_groups: int, num_codes: int | None, like: Ten
 
 def check_counted(count: Tensor) -> None:
     """count int64 ``[G, K]``, an argument that is only read (such as the counts of an epoch), on any device."""
-    _check_tensor("count", count)
+    check_tensor("count", count)
     if count.dtype != torch.int64:
         raise TypeError(f"count: expected dtype torch.int64, got {count.dtype}")
     if count.dim() != 2 or count.shape[1] < 1:
@@ -113,6 +117,8 @@ def check_segments(values: Tensor, indices: Tensor, num_codes: int) -> None:
         raise ValueError(
             f"values: expected [..., G, d] with G, d >= 1 for indices {tuple(indices.shape)}, got {tuple(values.shape)}"
         )
+    if values.shape[-1] > MAX_DIM:
+        raise ValueError(f"values: expected d <= {MAX_DIM}, got shape {tuple(values.shape)}")
     _check_same_device("indices", indices, "values", values)
     if not 1 <= num_codes <= MAX_CODES:
         raise ValueError(f"num_codes: expected 1 <= K <= {MAX_CODES}, got {num_codes}")
@@ -120,7 +126,7 @@ def check_segments(values: Tensor, indices: Tensor, num_codes: int) -> None:
 
 def check_indices(indices: Tensor) -> None:
     """indices int64 ``[..., G]``."""
-    _check_tensor("indices", indices)
+    check_tensor("indices", indices)
     if indices.dtype != torch.int64:
         raise TypeError(f"indices: expected dtype torch.int64, got {indices.dtype}")
     if indices.dim() < 1:
@@ -156,7 +162,8 @@ def check_reset(noise: float, max_fraction: float, pairing: str) -> None:
         raise ValueError(f"pairing: expected 'paper' or 'release', got {pairing!r}")
 
 
-def _check_tensor(name: str, value: object) -> None:
+def check_tensor(name: str, value: object) -> None:
+    """``value`` is a dense tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
     if value.layout != torch.strided or value.is_nested:
@@ -164,7 +171,7 @@ def _check_tensor(name: str, value: object) -> None:
 
 
 def _check_dtype(name: str, tensor: Tensor) -> None:
-    _check_tensor(name, tensor)
+    check_tensor(name, tensor)
     if tensor.dtype not in INPUT_DTYPES:
         raise TypeError(f"{name}: expected dtype float32, bfloat16 or float16, got {tensor.dtype}")
 

@@ -316,19 +316,20 @@ REVQ_INLINE uint32_t lanes_at_most(const Lanes16& lanes, float limit) {
   return mask;
 }
 
-// The first lane of the smallest value among the first `count`, without a branch that depends on data.
+// The first lane of the smallest value among the first `count`, without a branch that depends on data.  With NaNs it may be
+// any of these lanes, but none beyond them, because callers use it as an address.
 REVQ_INLINE int smallest_lane(const Lanes16& lanes, int64_t count) {
+  const uint32_t mask = first_lanes(count), last = mask ^ mask >> 1;  // the answer if no value is the least
 #if REVQ_LANES == 16
-  const uint32_t mask = first_lanes(count);
   const __m512 values = _mm512_mask_blend_ps(mask, _mm512_set1_ps(__builtin_inff()), (__m512)lanes.part[0]);
   const float least = _mm512_reduce_min_ps(values);
-  return __builtin_ctz(_mm512_cmp_ps_mask(values, _mm512_set1_ps(least), _CMP_LE_OQ) & mask);
+  return __builtin_ctz((_mm512_cmp_ps_mask(values, _mm512_set1_ps(least), _CMP_LE_OQ) & mask) | last);
 #else
   float value[16];
   store16(value, lanes);
   float least = value[0];
   for (int64_t i = 1; i < count && i < 16; ++i) least = value[i] < least ? value[i] : least;
-  return __builtin_ctz(lanes_at_most(lanes, least) & first_lanes(count));
+  return __builtin_ctz((lanes_at_most(lanes, least) & mask) | last);
 #endif
 }
 

@@ -23,8 +23,9 @@ Problem check_search(const Tensor& x, const Tensor& codebook) {
   const Problem problem{GroupedRows(x).rows(), codebook.size(0), codebook.size(1), codebook.size(2)};
   STD_TORCH_CHECK(x.size(x.dim() - 2) == problem.G && x.size(x.dim() - 1) == problem.d,
                   "x: expected G and d of the codebook");
-  STD_TORCH_CHECK(problem.G >= 1 && problem.K >= 1 && problem.K <= INT32_MAX && problem.d >= 1,
-                  "codebook: expected G >= 1, 1 <= K < 2^31 and d >= 1");
+  STD_TORCH_CHECK(
+      problem.G >= 1 && problem.K >= 1 && problem.K <= INT32_MAX && problem.d >= 1 && problem.d <= INT32_MAX,
+      "codebook: expected G >= 1, 1 <= K < 2^31 and 1 <= d < 2^31");
   return problem;
 }
 
@@ -90,8 +91,9 @@ Tensor segment_sum(const Tensor& grad, const Tensor& indices, int64_t num_codes)
   STD_TORCH_CHECK(indices.scalar_type() == ScalarType::Long && sizes_of(indices) == without_last(grad),
                   "indices: expected int64 [..., G] of grad");
   const Problem problem{GroupedRows(grad).rows(), grad.size(grad.dim() - 2), num_codes, grad.size(grad.dim() - 1)};
-  STD_TORCH_CHECK(problem.G >= 1 && problem.d >= 1 && problem.K >= 1 && problem.K <= INT32_MAX,
-                  "grad: expected G >= 1, d >= 1 and 1 <= num_codes < 2^31");
+  STD_TORCH_CHECK(
+      problem.G >= 1 && problem.d >= 1 && problem.d <= INT32_MAX && problem.K >= 1 && problem.K <= INT32_MAX,
+      "grad: expected G >= 1, 1 <= d < 2^31 and 1 <= num_codes < 2^31");
   const Tensor packed = torch::stable::contiguous(indices);
   const auto* chosen = static_cast<const int64_t*>(packed.const_data_ptr());
   check_range(chosen, indices.numel(), num_codes);
@@ -133,6 +135,13 @@ Tree tree_of(const Tensor& panels, const Tensor& ids, const Tensor& boxes, const
           static_cast<int32_t*>(finite.mutable_data_ptr())};
 }
 
+// Whether two contiguous tensors of 4-byte elements overlap.
+bool share_memory(const Tensor& a, const Tensor& b) {
+  const auto first = reinterpret_cast<uintptr_t>(a.const_data_ptr());
+  const auto second = reinterpret_cast<uintptr_t>(b.const_data_ptr());
+  return first < second + 4 * b.numel() && second < first + 4 * a.numel();
+}
+
 const float* codes_for(const Tensor& codebook, const Tree& tree) {
   check_tree_codebook(codebook);
   STD_TORCH_CHECK(
@@ -158,6 +167,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> index_build(const Tensor& codebook) {
 
 void index_refit_(Tensor panels, const Tensor& ids, Tensor boxes, Tensor finite, const Tensor& codebook) {
   const Tree tree = tree_of(panels, ids, boxes, finite, codebook.dim() == 3 ? codebook.size(1) : 0);
+  for (const Tensor& written : {panels, boxes, finite}) {  // ids must not change between their check and their use
+    STD_TORCH_CHECK(!share_memory(ids, written), "ids: expected memory apart from panels, boxes and finite");
+  }
   const bool filled = fill_tree(codes_for(codebook, tree), tree);
   STD_TORCH_CHECK(filled, "ids: expected values in [0, K), as index_build returned");
 }
@@ -172,6 +184,8 @@ std::tuple<Tensor, Tensor> index_search(const Tensor& x, const Tensor& panels, c
   Tensor visits = empty(x, {3}, ScalarType::Long);
   const SearchVisits done =
       search_tree(GroupedRows(x), GroupedRows(x).rows(), tree, static_cast<int64_t*>(indices.mutable_data_ptr()));
+  STD_TORCH_CHECK(done.strays == 0, "panels, ids, boxes, finite: expected the tensors that index_build returned, but ",
+                  done.strays, " queries found no code in [0, K)");
   auto* out = static_cast<int64_t*>(visits.mutable_data_ptr());
   out[0] = done.leaves, out[1] = done.blocks, out[2] = done.scanned;
   return {indices, visits};

@@ -99,6 +99,25 @@ def decode_image(
     return outcome
 
 
+def to_rgb(image: "Image", label: str, *, background: tuple[int, int, int] = WHITE) -> "Image":
+    """A PIL image as RGB, by the rules of `load_image` for values and transparency; it is not rotated.
+
+    Raises:
+        InputError: if its file is damaged, it has no pixels, or its values have no defined range.
+    """
+
+    def convert() -> "Image":
+        _check_pixels(image, MAX_PIXELS)
+        coding = _coding(image)
+        image.load()
+        return _rgb(image, coding, background)
+
+    outcome = _foreign(convert)
+    if isinstance(outcome, _Failure):
+        raise InputError(f"{label}: cannot read this image ({outcome.reason})") from outcome.error
+    return outcome
+
+
 def printable(name: str) -> str:
     """``name`` on one line of valid text: control characters and bytes that are not UTF-8 are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)

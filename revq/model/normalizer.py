@@ -84,7 +84,8 @@ class Normalizer(nn.Module):
         latent_shape: (C, h, w).
 
     Attributes:
-        mean, std: float32 buffers ``[C, h, w]``.
+        mean, std: float32 buffers ``[C, h, w]``; they stay float32 in ``half()``, ``double()`` and the like, as rounded
+            statistics would move every latent.
     """
 
     mean: Tensor
@@ -92,8 +93,8 @@ class Normalizer(nn.Module):
 
     def __init__(self, latent_shape: tuple[int, int, int]) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(latent_shape))
-        self.register_buffer("std", torch.ones(latent_shape))
+        self.register_buffer("mean", torch.zeros(latent_shape, dtype=torch.float32))
+        self.register_buffer("std", torch.ones(latent_shape, dtype=torch.float32))
 
     @torch.no_grad()
     def fit_(self, statistics: LatentStatistics) -> "Normalizer":
@@ -116,11 +117,20 @@ class Normalizer(nn.Module):
     def normalize(self, latents: Tensor) -> Tensor:
         """``[B, C, h, w]`` of any floating dtype in the VAE's units -> float32 in units of standard deviations."""
         # Subtraction and division are each correctly rounded, so every device gives the same normalized latent.
-        return (latents.float() - self.mean) / self.std
+        return (latents.float() - self.mean.float()) / self.std.float()
 
     def denormalize(self, normalized: Tensor) -> Tensor:
         """The inverse of `normalize`: ``[B, C, h, w]`` -> float32 in the VAE's units."""
-        return normalized.float() * self.std + self.mean
+        return normalized.float() * self.std.float() + self.mean.float()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Normalizer":
+        """Convert as any module does (``to``, ``half``, ...), but to float32 alone."""
+
+        def convert(buffer: Tensor) -> Tensor:
+            converted: Tensor = fn(buffer)
+            return converted if converted.dtype == torch.float32 else buffer.to(converted.device)
+
+        return super()._apply(convert, recurse)
 
 
 def _copy(tensor: Tensor | None) -> Tensor | None:

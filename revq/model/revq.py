@@ -5,6 +5,10 @@ latents the model reads: `revq.Tokenizer` needs it.
 """
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revq import __version__
-from revq.config import ModelConfig, model_config_from_dict, to_dict
+from revq.config import MOST_BYTES, ModelConfig, model_config_from_dict, to_dict
 from revq.data.atomic import atomic_folder
 from revq.data.hub import fetch, find_folder, one_line
 from revq.data.json_text import manifest_text, read_json, read_manifest
@@ -43,8 +47,21 @@ class ReVQOutput(NamedTuple):
     """Scalar: mean squared error of the rectified latents, normalized units (Eq. 4)."""
 
 
+class _Quantizer(FastChannelVQ):
+    """Searches a float64 codebook, of a model after ``double()``, by its float32 values."""
+
+    def current_codes(self) -> Tensor:
+        codes = super().current_codes()
+        return codes.float() if codes.dtype == torch.float64 else codes
+
+
 class ReVQ(nn.Module):
     """Latents of a frozen VAE to tokens and back.
+
+    The parameters are float32, whatever torch's default dtype is.  ``half()``, ``bfloat16()`` and ``double()`` convert the
+    codebook and the rectifier: the search is that of the converted codes, in float32, and the rectifier computes in its own
+    dtype.  The normalizer's statistics stay float32, and so do latents and losses.  A model made or loaded in
+    ``torch.inference_mode()`` can be trained outside it.
 
     Args:
         config: shapes, codebooks and rectifier.
@@ -55,7 +72,8 @@ class ReVQ(nn.Module):
         rectifier: the network g of Eq. 3, on normalized latents.
 
     Raises:
-        InputError: if the configuration is invalid, or the rectifier does not fit the latent.
+        InputError: if the configuration is invalid, the rectifier does not fit the latent, or the model would not fit
+            the memory of the machine (unless it is made on another device, such as "meta").
     """
 
     normalizer: Normalizer
@@ -65,9 +83,15 @@ class ReVQ(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         config.validate()
+        if torch.get_default_device().type == "cpu":
+            config.check_size(memory_bytes(), "the memory of this machine")
         self.config = config
+        with torch.inference_mode(False), _float32_by_default():
+            self._build(config)
+
+    def _build(self, config: ModelConfig) -> None:
         self.normalizer = Normalizer(config.latent_shape)
-        self.quantizer = FastChannelVQ(
+        self.quantizer = _Quantizer(
             config.num_codes,
             config.code_dim,
             num_groups=config.groups,
@@ -75,6 +99,8 @@ class ReVQ(nn.Module):
             estimator="none",
             commitment=0.0,
         )
+        # A latent of few tokens, which `config.num_tokens` asks for, has tokens of several positions.
+        self.quantizer.token_layout = replace(self.quantizer.token_layout, spans_positions=True)
         self.rectifier = build_rectifier(config.rectifier, config.latent_shape)
 
     @property
@@ -95,7 +121,7 @@ class ReVQ(nn.Module):
         """
         target = self._normalized(latents)
         quantized, indices, quantizer_loss = self.quantizer(target)
-        rectified = self.rectifier(quantized if joint else quantized.detach())
+        rectified = self._rectify(quantized if joint else quantized.detach())
         rectifier_loss = F.mse_loss(rectified, target)
         return ReVQOutput(self.normalizer.denormalize(rectified), indices, quantizer_loss, rectifier_loss)
 
@@ -149,7 +175,7 @@ class ReVQ(nn.Module):
             training = self.rectifier.training
             self.rectifier.eval()  # BatchNorm, of the mlp, would mix the latents and change its running statistics
             try:
-                latents = self.rectifier(latents)
+                latents = self._rectify(latents)
             finally:
                 self.rectifier.train(training)
         return self.normalizer.denormalize(latents)
@@ -174,6 +200,11 @@ class ReVQ(nn.Module):
         Raises:
             InputError: if files are missing or damaged, or do not fit each other.
         """
+        with torch.inference_mode(False):  # else the model could not be trained
+            return cls._load(folder_or_hub_id, revision).to(device).eval()
+
+    @classmethod
+    def _load(cls, folder_or_hub_id: str | Path, revision: str | None) -> "ReVQ":
         config_file = model_file(folder_or_hub_id, CONFIG, revision)
         weights_file = model_file(folder_or_hub_id, WEIGHTS, revision)
         config = _read_config(config_file)
@@ -185,7 +216,18 @@ class ReVQ(nn.Module):
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"{config_file}: does not describe a model ({one_line(error)})") from error
         model.load_state_dict(_read_weights(weights_file, model.state_dict()), assign=True)
-        return model.to(device).eval()
+        return model
+
+    def _rectify(self, quantized: Tensor) -> Tensor:
+        """The rectifier on latents ``[B, C, h, w]``, in the dtype of its weights; float32."""
+        weight = next(self.rectifier.parameters(), None)  # the identity has none
+        return self.rectifier(quantized if weight is None else quantized.to(weight.dtype)).float()
+
+    @torch.inference_mode(False)
+    def _apply(self, fn: Any, recurse: bool = True) -> "ReVQ":
+        """Convert as any module does (``to``, ``half``, ...); also in inference mode to weights that can be trained."""
+        super()._apply(fn, recurse)
+        return self
 
     def _normalized(self, latents: Tensor) -> Tensor:
         expected = self.config.latent_shape
@@ -208,6 +250,25 @@ class ReVQ(nn.Module):
                 f"indices: expected values in [0, num_codes={num_codes}), got {int(tokens.min())} to {int(tokens.max())}"
             )
         return tokens
+
+
+def memory_bytes() -> int:
+    """Memory of this machine; more than any model has where the system does not say."""
+    names = getattr(os, "sysconf_names", {})
+    if "SC_PHYS_PAGES" not in names:
+        return MOST_BYTES
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextmanager
+def _float32_by_default() -> Iterator[None]:
+    """Within the block, modules are made in float32, whatever the caller's default dtype."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 class LatentOrigin(NamedTuple):

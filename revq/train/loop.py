@@ -1,7 +1,6 @@
 """The training loop of ReVQ, top to bottom (paper, sections 3.2-3.3 and Algorithm 1)."""
 
 import math
-import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from revq.errors import InputError
 from revq.eval.evaluate import CodeUse, LatentErrors, latent_errors, summarize_count
 from revq.interrupt import Interrupted, signals_wait
 from revq.model.normalizer import LatentStatistics
-from revq.model.revq import MODEL_FILES, WEIGHTS, LatentOrigin, ReVQ, model_folder, save_model
+from revq.model.revq import MODEL_FILES, WEIGHTS, LatentOrigin, ReVQ, memory_bytes, model_folder, save_model
 from revq.progress import progress_bar
 from revq.train.state import RunState, about_run, derived_seed, first_not_finite, generator
 from revq.train.track import Tracker
@@ -305,8 +304,8 @@ def _check_memory(config: RunConfig, device: torch.device) -> None:
     needed = 4 * weights + 8 * model.quantizer.count.numel()  # AdamW: a gradient and two moments for every weight
     if device.type == "cuda":
         available = torch.cuda.mem_get_info(device)[1]
-    elif device.type == "cpu" and hasattr(os, "sysconf"):
-        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    elif device.type == "cpu":
+        available = memory_bytes()
     else:
         return
     if needed > available:

@@ -2,6 +2,7 @@
 
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 
@@ -63,9 +64,60 @@ def test_long_codes():
     assert torch.equal(vq(x).indices, distance.argmin(-1))
 
 
+@pytest.mark.parametrize("layout", SHAPES)
+def test_a_token_of_the_split_space_stays_within_a_position(layout):
+    x = torch.randn(2, *SHAPES[layout])  # C = 6
+    for dim in (4, 8, 12, 24):
+        vq = FastChannelVQ(9, dim, layout=layout, split="space")
+        for call in (vq, vq.encode, vq.initialize_):
+            with pytest.raises(ValueError, match=rf"x: expected C to be a multiple of code_dim={dim} .* got C=6 in "):
+                call(x)
+        with pytest.raises(ValueError, match=rf"latent_shape: expected C to be a multiple of code_dim={dim} "):
+            vq.decode(torch.zeros(2, x[0].numel() // dim, dtype=torch.int64), SHAPES[layout])
+        assert split_tokens(x, dim, "space", layout).shape == (2, x[0].numel() // dim, dim), "asked for by name"
+
+
+def test_inputs_that_are_no_latents():
+    vq = FastChannelVQ(9, 3, metric="cosine")
+    for x, message in (
+        ([[1.0]], r"x: expected a torch\.Tensor, got list"),
+        (torch.randn(2, 4, 3).numpy(), r"x: expected a torch\.Tensor, got ndarray"),
+        (torch.ones(2, 4, 3).long(), r"x: expected a floating-point dtype, got torch\.int64"),
+        (torch.ones(2, 4, 3).bool(), r"x: expected a floating-point dtype, got torch\.bool"),
+        (torch.ones(2, 4, 3).cfloat(), r"x: expected a floating-point dtype, got torch\.complex64"),
+        (torch.ones(2, 4, 3).to_sparse(), r"x: expected a dense torch\.Tensor, got layout torch\.sparse_coo"),
+    ):
+        for call in (vq, vq.encode, vq.initialize_):
+            with pytest.raises(TypeError, match=message):
+                call(x)
+
+
+@pytest.mark.parametrize(
+    ("shape", "error", "message"),
+    [
+        ((3, 2.0, 2), TypeError, r"latent_shape: expected an integer, got 2\.0"),
+        ((3, "2", 2), TypeError, r"latent_shape: expected an integer, got '2'"),
+        ((12, True, 1), TypeError, r"latent_shape: expected an integer, got True"),
+        (12, TypeError, r"latent_shape: expected \(C, H, W\), got 12"),
+        ((3, -2, -2), ValueError, r"latent_shape: expected sizes >= 0, got \(3, -2, -2\)"),
+        ((3, 2, 3), ValueError, r"tokens: expected \[B, T, d\] with T\*d=18"),
+    ],
+)
+def test_wrong_latent_shapes(shape, error, message):
+    vq, indices = FastChannelVQ(9, 3), torch.zeros(2, 4, dtype=torch.int64)
+    for call in (lambda: vq.decode(indices, shape), lambda: merge_tokens(vq.decode(indices), shape)):
+        with pytest.raises(error, match=message):
+            call()
+    assert vq.decode(indices, (np.int64(3), 2, 2)).shape == vq.decode(indices, torch.Size((3, 2, 2))).shape
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: FastChannelVQ(10**11, 4), r"num_codes: expected at most 2147483647, got 100000000000"),
+        (lambda: FastChannelVQ(True, 4), r"num_codes: expected an integer >= 1, got True"),
+        (lambda: FastChannelVQ(4, 4, layout=["BCHW"]), r"layout: expected one of .* got \['BCHW'\]"),
+        (lambda: FastChannelVQ(4, 4, split="last"), r"split: expected 'channel', 'space' or 'flat', got 'last'"),
         (lambda: FastChannelVQ(4, 4, layout="BHWC"), r"layout: expected one of .*'BCHW'.* got 'BHWC'"),
         (
             lambda: FastChannelVQ(4, 4, layout="BLC")(torch.zeros(2, 4, 2, 2)),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from revq_kernels import EMAUpdate, FastChannelVQ
+from revq_kernels import EMAUpdate, FastChannelVQ, ProjectedVQ, ResidualVQ
 from revq_kernels.nn.layout import token_mask
 
 MASK = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 1, 1, 0], [0, 0, 0, 0, 0]]).bool()
@@ -81,6 +81,20 @@ def test_initialization_draws_what_counts():
         ({"mask": MASK[:, :4]}, ValueError, r"mask: expected \[B=3, L=5\] .* got shape \(3, 4\)"),
         ({"lengths": torch.ones(3)}, TypeError, r"lengths: expected an integer dtype, got torch.float32"),
         ({"lengths": torch.ones(2).long()}, ValueError, r"lengths: expected \[B=3\], got shape \(2,\)"),
+        ({"mask": MASK[..., None]}, ValueError, r"mask: expected .* got shape \(3, 5, 1\)"),
+        ({"mask": torch.tensor(True)}, ValueError, r"mask: expected .* got shape \(\)"),
+        ({"mask": MASK.numpy()}, TypeError, r"mask: expected a torch\.Tensor, got ndarray"),
+        ({"mask": MASK.to_sparse()}, TypeError, r"mask: expected a dense torch\.Tensor, got layout torch\.sparse_coo"),
+        ({"mask": MASK.to("meta")}, ValueError, r"mask: expected x's device cpu, got meta"),
+        ({"lengths": torch.ones(3).bool()}, TypeError, r"lengths: expected an integer dtype, got torch\.bool"),
+        ({"lengths": torch.ones(3).cfloat()}, TypeError, r"lengths: expected an integer dtype, got torch\.complex64"),
+        ({"lengths": torch.tensor(3)}, ValueError, r"lengths: expected \[B=3\], got shape \(\)"),
+        ({"lengths": torch.ones(3, 1).long()}, ValueError, r"lengths: expected \[B=3\], got shape \(3, 1\)"),
+        ({"lengths": torch.ones(3).long().to("meta")}, ValueError, r"lengths: expected x's device cpu, got meta"),
+        ({"lengths": torch.tensor([0, 6, 5])}, ValueError, r"lengths: expected values from 0 to L=5, got 0 to 6"),
+        ({"lengths": torch.tensor([-1, 2, 5])}, ValueError, r"lengths: expected values from 0 to L=5, got -1 to 5"),
+        ({"lengths": torch.tensor([2**63] * 3, dtype=torch.uint64)}, ValueError, r"lengths: expected values .* got -9"),
+        ({"lengths": 5}, TypeError, r"lengths: expected a torch\.Tensor, got int"),
         ({"mask": MASK, "lengths": torch.ones(3).long()}, ValueError, r"mask: expected None beside lengths, got both"),
     ],
 )
@@ -89,11 +103,39 @@ def test_wrong_arguments(options, error, message):
         FastChannelVQ(6, 4)(torch.zeros(3, 5, 4), **options)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint64])
+def test_lengths_of_any_integer_type(dtype):
+    vq, x = FastChannelVQ(6, 4).eval(), torch.randn(3, 5, 4)
+    found = vq(x, lengths=torch.tensor([5, 0, 2], dtype=dtype)).indices
+    assert torch.equal(found >= 0, torch.arange(5) < torch.tensor([5, 0, 2])[:, None])
+
+
+def test_wrong_lengths_of_every_module():
+    plain = FastChannelVQ(6, 4, layout="BDT", split="space")
+    modules = [plain, ResidualVQ([plain]), ProjectedVQ(8, FastChannelVQ(6, 4, layout="BDT", split="space"))]
+    for module, channels in zip(modules, (4, 4, 8), strict=True):
+        x = torch.randn(2, channels, 3)
+        with pytest.raises(ValueError, match=r"lengths: expected values from 0 to L=3, got 3 to 4"):
+            module(x, lengths=torch.tensor([3, 4]))
+    with pytest.raises(ValueError, match=r"lengths: expected values from 0 to L=3"):
+        plain.initialize_(torch.randn(9, 4, 3), lengths=torch.full((9,), 4))
+
+
+def test_a_compiled_graph_asserts_lengths():
+    compiled = torch.compile(
+        lambda n: token_mask(None, n, batch=2, positions=3, num_tokens=6), backend="eager", fullgraph=True
+    )
+    assert compiled(torch.tensor([3, 0])).sum() == 6
+    with pytest.raises(RuntimeError, match="lengths: expected values from 0 to the number of positions"):
+        compiled(torch.tensor([3, 4]))
+
+
 def test_splits_without_positions():
     channel = FastChannelVQ(6, 2, layout="BDT")
-    for options in ({"mask": torch.ones(3, 4).bool()}, {"lengths": torch.ones(3).long()}):
-        with pytest.raises(ValueError, match=r"mask: expected \[B, 1\], as tokens of this split span positions"):
-            channel(torch.zeros(3, 2, 4), **options)
+    with pytest.raises(ValueError, match=r"mask: expected \[B, 1\], as tokens of this split span positions"):
+        channel(torch.zeros(3, 2, 4), mask=torch.ones(3, 4).bool())
+    with pytest.raises(ValueError, match=r"lengths: expected None, as tokens of this split span positions"):
+        channel(torch.zeros(3, 2, 4), lengths=torch.ones(3).long())
     with pytest.raises(ValueError, match=r"mask: expected whole tokens per position, got T=2 tokens of L=4"):
         token_mask(torch.ones(1, 4).bool(), None, batch=1, positions=4, num_tokens=2)
 

@@ -1,11 +1,13 @@
 """Configurations are data until something takes them: then an invalid one is rejected, by every entry point alike."""
 
 import dataclasses
+import itertools
 import json
 import math
 import re
 
 import pytest
+import torch
 from pipeline_case import random_store, tiny_run
 
 import revq
@@ -56,6 +58,18 @@ MODELS += [
     ({"rectifier": RectifierConfig("vit")}, "rectifier kind: expected 'efficientvit', .* or 'identity', got 'vit'"),
     ({"rectifier": RectifierConfig("mlp", 16, 1, "half")}, "rectifier form: expected 'absolute' or 'residual'"),
 ]
+_LARGE = r"expected a model of at most 1,024\.0 GiB, the limit of any model, got one of at least [0-9,]+\.[0-9] GiB"
+MODELS += [
+    ({"num_codes": 2**31 - 1, "num_groups": 16, "num_tokens": 64, "latent_shape": (4, 64, 64)}, f"num_codes: {_LARGE}"),
+    ({"num_codes": 2**31 - 1, "num_groups": 1, "latent_shape": (64, 64, 64)}, f"num_codes: {_LARGE}"),
+    ({"latent_shape": (2**14, 2**8, 2**8), "num_codes": 256}, f"num_codes: {_LARGE}"),
+    ({"latent_shape": (4, -4, -4)}, r"latent_shape: expected three positive numbers \(C, h, w\), got \(4, -4, -4\)"),
+    *(
+        ({"rectifier": RectifierConfig(kind, width, layers)}, f"rectifier width: {_LARGE}")
+        for kind in ("mlp", "cnn", "efficientvit")
+        for width, layers in ((2**30, 1), (2**20, 1), (2**15, 1000))
+    ),
+]
 NUMBERS = ("learning_rate", "rectifier_lr_ratio", "rectifier_weight_decay", "lr_floor", "clip_norm", "reset_noise")
 TRAININGS = [
     *(
@@ -102,6 +116,35 @@ def test_model(tmp_path, fields, message):
     path.write_text(json.dumps(to_dict(config)))
     with pytest.raises(InputError, match=r"config\.json: (" + message + ")|not valid JSON"):
         revq.ReVQ.from_pretrained(tmp_path / "model")
+
+
+def test_numbers_that_python_does_not_write():
+    with pytest.raises(
+        InputError, match=r"latent_shape: expected an integer of at most .* got an integer of thousands"
+    ):
+        model_of({"latent_shape": (10**5000, 4, 4)}).validate()
+
+
+def test_a_model_beyond_the_memory_is_refused_before_it_is_made(monkeypatch):
+    config = model_of({"latent_shape": (4, 64, 64), "num_codes": 2**20})  # 16 codebooks of d = 1024: 64 GiB, and counts
+    monkeypatch.setattr(revq.model.revq, "memory_bytes", lambda: 2**36)
+    with pytest.raises(
+        InputError, match=r"num_codes: expected .* at most 64\.0 GiB, the memory of this machine, got .* 64\.1"
+    ):
+        revq.ReVQ(config)
+    with torch.device("meta"):
+        assert revq.ReVQ(config).quantizer.codebook.numel() == 2**34
+    kinds, widths = ("mlp", "cnn", "efficientvit", "identity"), (8, 24, 64, model_of({}).latent_size)
+    for kind, width, layers in itertools.product(kinds, widths, (1, 3)):
+        if kind == "efficientvit" and width % 32:
+            continue
+        small = model_of({"rectifier": RectifierConfig(kind, width, layers)})
+        model = revq.ReVQ(small)
+        made = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+        small.check_size(made, "counted by hand")  # never more than there is
+        fixed = sum(t.nbytes for t in (*model.quantizer.state_dict().values(), *model.normalizer.state_dict().values()))
+        with pytest.raises(InputError, match="expected a model of at most"):
+            small.check_size(fixed - 1, "counted by hand")
 
 
 def test_run(tmp_path):

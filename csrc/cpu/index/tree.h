@@ -31,9 +31,10 @@ void order_codes(const float* codebook, const Tree& tree);
 bool fill_tree(const float* codebook, const Tree& tree);
 
 // Writes the contract's index of every query into indices [N, G].  Returns what the walks did; `scanned` counts queries
-// that were compared with all codes.
+// that were compared with all codes.  Of arrays that `fill_tree` did not write (NaN boxes, foreign ids, ...) it reads
+// nothing outside, but `strays` counts the queries that got no code: an index not in [0, codes).
 struct SearchVisits {
-  int64_t leaves = 0, blocks = 0, scanned = 0;
+  int64_t leaves = 0, blocks = 0, scanned = 0, strays = 0;
 };
 SearchVisits search_tree(const GroupedRows& x, int64_t N, const Tree& tree, int64_t* indices);
 
