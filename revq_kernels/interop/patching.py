@@ -181,7 +181,7 @@ def _check(module: nn.Module, family: Family) -> str | None:
             fast = plain_copy(module)
             kind: Any = type(module)
             fast.__class__ = fast_class(kind, family)
-            return difference(module, fast, family.calls)
+            return difference(module, fast, family)
     except Exception as error:  # any failure of a check keeps the original
         return f"the check failed: {type(error).__name__}: {error}"
 
