@@ -56,10 +56,9 @@ def difference(module: nn.Module, fast: nn.Module, family: Family) -> str | None
         started = family.started
         if not started or bool(getattr(module, started)):
             return _difference(module, fast, family, ((False, _EVALUATION), (True, _TRAINING)))
-        fresh = [_of_one_iteration(each) for each in (module, fast)]
-        ready = [_initialized(each, started) for each in (module, fast)]
-        reason = _difference(*fresh, family, ((True, (2,)),))
-        return reason or _difference(*ready, family, ((False, _EVALUATION), (True, _TRAINING)))
+        reason = _difference(_of_one_iteration(module), _of_one_iteration(fast), family, ((True, (2,)),))
+        ready, fast_ready = (_initialized(each, started) for each in (module, fast))
+        return reason or _difference(ready, fast_ready, family, ((False, _EVALUATION), (True, _TRAINING)))
 
 
 def _difference(module: nn.Module, fast: nn.Module, family: Family, modes: tuple) -> str | None:
