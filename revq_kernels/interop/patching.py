@@ -174,11 +174,17 @@ def _patch_one(name: str, module: nn.Module, verify: bool) -> Entry | None:
         reasons.append(reason if len(families) == 1 else f"no {family.name}: {reason}")
     if any(families_of(part) for part in module.modules() if part is not module):
         return None  # it has the class name of a quantizer but only contains quantizers, which have their own entries
-    if len(families) > 1 and all(
-        "it does not hold what is expected" in reason or " takes (" in reason for reason in reasons
-    ):
+    if len(families) > 1 and not any(_holds_what_is_expected(module, family) for family in families):
         reasons = [_UNKNOWN_CLASS]
     return Entry(name, kind.__name__, families[0].name if len(families) == 1 else "", False, "; ".join(reasons))
+
+
+def _holds_what_is_expected(module: nn.Module, family: Family) -> bool:
+    try:
+        family.unsupported(module)
+    except (AttributeError, KeyError, IndexError, TypeError):
+        return False
+    return True
 
 
 def _not_to_be_run(module: nn.Module) -> str | None:
