@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from revq_kernels.interop.families.family import Family
+from revq_kernels.interop.fingerprints import UNKNOWN, is_known
 from revq_kernels.interop.registry import LEFT_ALONE, families_of, fast_class
 from revq_kernels.interop.verify import difference, plain_copy
 
 _ALREADY = "already patched"
+_UNKNOWN_CLASS = "unknown class; looks like a nearest-code search: try revq.fast_distances()"
 _LOOKS_LIKE_ONE = re.compile(r"quanti[sz]|codebook", re.IGNORECASE)
 
 
@@ -158,20 +160,43 @@ def _patch_one(name: str, module: nn.Module, verify: bool) -> Entry | None:
     if "revq_original" in vars(kind):
         return Entry(name, kind.__name__, kind.revq_family.name, True, _ALREADY)
     families = families_of(module)
-    if not families:
-        reason = _left_alone(module)
+    reason = _left_alone(module) if not families else _not_to_be_run(module)
+    if reason is not None or not families:
         return None if reason is None else Entry(name, kind.__name__, "", False, reason)
     reasons = []
     for family in families:
         reason = family.mismatch(module) or (_check(module, family) if verify else None)
         if reason is None:
+            checked = "checked" if is_known(module, family) else UNKNOWN
             module.__class__ = fast_class(kind, family)
-            note = ", ".join(family.replaced) + ("; checked" if verify else "; not checked")
+            note = f"{', '.join(family.replaced)}; {checked if verify else 'not checked'}"
             return Entry(name, kind.__name__, family.name, True, note)
         reasons.append(reason if len(families) == 1 else f"no {family.name}: {reason}")
     if any(families_of(part) for part in module.modules() if part is not module):
         return None  # it has the class name of a quantizer but only contains quantizers, which have their own entries
+    if len(families) > 1 and not any(_holds_what_is_expected(module, family) for family in families):
+        reasons = [_UNKNOWN_CLASS]
     return Entry(name, kind.__name__, families[0].name if len(families) == 1 else "", False, "; ".join(reasons))
+
+
+def _holds_what_is_expected(module: nn.Module, family: Family) -> bool:
+    try:
+        family.unsupported(module)
+    except (AttributeError, KeyError, IndexError, TypeError):
+        return False
+    return True
+
+
+def _not_to_be_run(module: nn.Module) -> str | None:
+    """Why no check can run on a module of a known class; None if it can."""
+    held = [*module.parameters(), *module.buffers()]
+    if any(tensor.is_meta for tensor in held):
+        return "its parameters are on the meta device: load its weights first"
+    # By name, because importing DTensor takes seconds
+    kinds = {type(tensor).__name__ for tensor in held} | {base.__name__ for base in type(module).__mro__}
+    if kinds & {"DTensor", "FSDPModule"}:
+        return "sharded by FSDP2: patch first"
+    return None
 
 
 def _check(module: nn.Module, family: Family) -> str | None:
@@ -181,7 +206,7 @@ def _check(module: nn.Module, family: Family) -> str | None:
             fast = plain_copy(module)
             kind: Any = type(module)
             fast.__class__ = fast_class(kind, family)
-            return difference(module, fast, family.calls)
+            return difference(module, fast, family)
     except Exception as error:  # any failure of a check keeps the original
         return f"the check failed: {type(error).__name__}: {error}"
 
@@ -195,7 +220,7 @@ def _left_alone(module: nn.Module) -> str | None:
         module._parameters or module._buffers or any(isinstance(m, nn.Embedding) for m in module.children())
     )
     if _LOOKS_LIKE_ONE.search(kind) and holds_own and not any(families_of(part) for part in module.modules()):
-        return "unknown class"
+        return _not_to_be_run(module) or _UNKNOWN_CLASS
     return None
 
 

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from revq_kernels.interop.families.family import Call, Vectors
+from revq_kernels.interop.choices import Choices
+from revq_kernels.interop.facts import attributes, described, kept_surroundings, leaves
+from revq_kernels.interop.families.family import Call, Family, Vectors
 
 _NARROW = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -19,55 +21,145 @@ _FACTOR, _ROUNDINGS = 2.0, 64
 """A float may be off from the float64 run by this multiple of the original's error, or this many roundings of the largest."""
 
 
+_EVALUATION, _TRAINING = (2, 1), (2, 1, 0, 3)
+"""Sizes of the batch in consecutive calls; 0 is a large one.  The calls of a mode change one module, as a training run does."""
+
+_LARGE, _PAIRS = 64, 1 << 24
+"""The large batch, and the limit on its elements times codes, which the original may hold at a time in float64."""
+
+
 class Run(NamedTuple):
-    """The outcome of a call: its result, the gradients of its arguments and parameters, parameters and buffers after it."""
+    """The outcome of a call: its result, the gradients of its arguments and parameters, the module's tensors after it.
+
+    ``facts`` are everything else: the structure of the result, the module's attributes, changes outside of the module.
+    """
 
     result: dict[str, Tensor]
     gradients: dict[str, Tensor]
     state: dict[str, Tensor]
+    facts: dict[str, Any]
 
 
-def difference(module: nn.Module, fast: nn.Module, calls: Callable[[nn.Module, Vectors], list[Call]]) -> str | None:
+def difference(module: nn.Module, fast: nn.Module, family: Family) -> str | None:
     """Where ``fast`` differs from ``module`` in evaluation or training mode: None, or what and by how much.
 
-    Integers (indices) must be those of the original, or those of its float64 run where that corrects the original.  Floats
-    (outputs, losses, gradients, state after the call) may be off from the float64 run by twice the original's error, or by
-    64 roundings.  Neither the modules nor the state of torch's random numbers change.
+    Both modes run several calls of several sizes on one module.  Integers (indices) must be those of the original, or those
+    of its float64 run where that corrects the original.  Floats (outputs, losses, gradients, state after the call) may be off
+    from the float64 run by twice the original's error, or by 64 roundings.  Where two codes are equally near up to rounding,
+    the float64 run takes the replacement's (see `revq_kernels.interop.choices`).  Structure, types, attributes and changes
+    outside of the module must be equal.  A codebook that k-means has not initialized is checked as if it had, and k-means
+    itself by one call with one iteration.  Neither the modules nor the state of random numbers change.
     """
     kind = _device(module).type
     # Under autocast the runs would not be float32 and float64; tensors made in inference mode take no gradient
     with torch.autocast(kind, enabled=False), torch.inference_mode(False):
-        return _difference(module, fast, calls)
+        started = family.started
+        if not started or bool(getattr(module, started)):
+            return _difference(module, fast, family, ((False, _EVALUATION), (True, _TRAINING)))
+        reason = _difference(_of_one_iteration(module), _of_one_iteration(fast), family, ((True, (2,)),))
+        ready, fast_ready = (_initialized(each, started) for each in (module, fast))
+        return reason or _difference(ready, fast_ready, family, ((False, _EVALUATION), (True, _TRAINING)))
 
 
-def _difference(module: nn.Module, fast: nn.Module, calls: Callable[[nn.Module, Vectors], list[Call]]) -> str | None:
-    for training in (False, True):
-        for call in calls(module, Vectors()):
-            original = run(plain_copy(module).train(training), call)
-            with Doubles():
-                truth = run(in_double(module).train(training), doubled_call(call))
-            found = run(plain_copy(fast).train(training), call)
-            for part in Run._fields:
-                reason = compare(getattr(found, part), getattr(original, part), getattr(truth, part))
+def _difference(module: nn.Module, fast: nn.Module, family: Family, modes: tuple) -> str | None:
+    for training, sizes in modes:
+        original, quick = (plain_copy(each).train(training) for each in (module, fast))
+        exact = in_double(module).train(training)
+        for step, size in enumerate(sizes):
+            for call in family.calls(module, Vectors(step, size or _large_batch(module))):
+                for each in (original, quick, exact):
+                    each.zero_grad(set_to_none=True)
+                expected, choices = run(original, call), Choices()
+                found = run(quick, call, choices)
+                with Doubles():
+                    truth = run(exact, doubled_call(call), Choices(choices.taken))
+                reason = disagreement(found, expected, truth)
                 if reason is not None:
-                    return f"{call.method} in {'training' if training else 'evaluation'} mode, {part}: {reason}"
+                    when = "" if step == 0 else f", call {step + 1}"
+                    return f"{call.method} in {'training' if training else 'evaluation'} mode{when}, {reason}"
     return None
 
 
-def run(module: nn.Module, call: Call) -> Run:
-    """Call ``module`` (not a copy) with a fixed random state, and take the gradients of a weighted sum of all results."""
+def _large_batch(module: nn.Module) -> int:
+    codes = max(
+        (tensor.numel() // tensor.shape[-1] for tensor in module.state_dict().values() if tensor.dim() > 1), default=1
+    )
+    return max(4, min(_LARGE, _PAIRS // (64 * codes)))
+
+
+def _of_one_iteration(module: nn.Module) -> nn.Module:
+    copied: Any = plain_copy(module)
+    copied.kmeans_iters = min(1, copied.kmeans_iters)
+    return copied
+
+
+def _initialized(module: nn.Module, started: str) -> nn.Module:
+    """A copy with the codebook of a k-means that has run: random codes, each of which one vector selected."""
+    copied: Any = plain_copy(module)
+    with torch.no_grad():
+        codes = Vectors()(torch.zeros_like(copied.embed), *copied.embed.shape)
+        if getattr(copied, "use_cosine_sim", False):
+            codes = torch.nn.functional.normalize(codes, dim=-1)
+        copied.embed.copy_(codes)
+        copied.embed_avg.copy_(codes)
+        copied.cluster_size.fill_(1)
+        getattr(copied, started).fill_(True)
+    return copied
+
+
+def disagreement(found: Run, original: Run, truth: Run) -> str | None:
+    """What differs between two runs, and the part of the outcome in which it does; None if nothing differs."""
+    # Facts last: a wrong number of the result explains more than an attribute that follows from it
+    for part in ("result", "gradients", "state"):
+        reason = compare(getattr(found, part), getattr(original, part), getattr(truth, part))
+        if reason is not None:
+            return f"{part}: {reason}"
+    return compare_facts(found.facts, original.facts, truth.facts)
+
+
+def compare_facts(found: dict[str, Any], original: dict[str, Any], truth: dict[str, Any]) -> str | None:
+    """The first fact that differs; a number that depends on rounding may be that of the float64 run."""
+    for name in [*original, *(name for name in found if name not in original)]:
+        ours, theirs, right = (each.get(name, "missing") for each in (found, original, truth))
+        if ours in (theirs, right):
+            continue
+        if all(isinstance(value, float) for value in (ours, theirs, right)):
+            values = [torch.tensor(value, device="cpu", dtype=torch.float64) for value in (ours, theirs, right)]
+            error, allowed = errors(values[0].float(), values[1].float(), values[2])
+            if (theirs != right and error <= allowed) or (values[0].isnan() and values[1].isnan()):
+                continue
+        return f"{name} is {ours}, the original's {theirs}"
+    return None
+
+
+def run(module: nn.Module, call: Call, choices: Choices | None = None) -> Run:
+    """Call ``module`` (not a copy) with a fixed random state, and take the gradients of a weighted sum of all results.
+
+    ``choices`` records the searches of the call.  What the call changes outside of the module is restored.
+    """
     args, kwargs = _leaves(call.args), _leaves(call.kwargs)
-    with _seeded(_device(module)), torch.inference_mode(False), torch.enable_grad():
-        result = dict(named_tensors(getattr(module, call.method)(*args, **kwargs)))
+    with (
+        _seeded(_device(module)),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        kept_surroundings(module) as changes,
+    ):
+        with choices if choices is not None else contextlib.nullcontext():
+            value = getattr(module, call.method)(*args, **kwargs)
+        facts = changes()
+        result = dict(named_tensors(value))
+        facts |= {name: described(leaf) for name, leaf in leaves(value, "result")}
         total = sum(
             (_weighted_sum(value) for value in result.values() if value.requires_grad), torch.zeros((), device="cpu")
         )
         if total.requires_grad:
             total.backward()
-    leaves = [*named_tensors((args, kwargs), "arguments"), *module.named_parameters()]
-    gradients = {name: leaf.grad for name, leaf in leaves if leaf.grad is not None}
-    state = {name: value.detach() for name, value in [*module.named_parameters(), *module.named_buffers()]}
-    return Run({name: value.detach() for name, value in result.items()}, gradients, state)
+    inputs = [*named_tensors((args, kwargs), "arguments"), *module.named_parameters()]
+    gradients = {name: leaf.grad for name, leaf in inputs if leaf.grad is not None}
+    held = [*module.named_parameters(), *module.named_buffers(), *attributes(module)]
+    facts |= {name: described(leaf) for name, leaf in held}
+    state = {name: value.detach() for name, value in held if isinstance(value, Tensor)}
+    return Run({name: value.detach() for name, value in result.items()}, gradients, state, facts)
 
 
 def compare(found: dict[str, Tensor], original: dict[str, Tensor], truth: dict[str, Tensor]) -> str | None:
@@ -103,16 +195,10 @@ def errors(value: Tensor, original: Tensor, exact: Tensor) -> tuple[Tensor, Tens
 
 
 def named_tensors(value: Any, name: str = "result") -> Iterator[tuple[str, Tensor]]:
-    """The tensors in nested tuples, lists, dicts and dataclasses, each with its path."""
-    if isinstance(value, Tensor):
-        yield name, value
-    elif dataclasses.is_dataclass(value) or isinstance(value, dict):
-        items = value.items() if isinstance(value, dict) else vars(value).items()
-        for key, item in items:
-            yield from named_tensors(item, f"{name}.{key}")
-    elif isinstance(value, tuple | list):
-        for position, item in enumerate(value):
-            yield from named_tensors(item, f"{name}[{position}]")
+    """The tensors in nested containers and objects, each with its path."""
+    for path, leaf in leaves(value, name):
+        if isinstance(leaf, Tensor):
+            yield path, leaf
 
 
 def plain_copy(module: nn.Module) -> nn.Module:

@@ -119,7 +119,7 @@ class ZeroCode(VectorQuantizer):
     ("kind", "reason"),
     [
         (OtherNorm, "f_to_idx in evaluation mode"),
-        (OtherTable, "it does not hold what is expected: 'Embedding' object has no attribute 'get_norm_weight'"),
+        (OtherTable, "revq.fast_distances()"),
         (ZeroCode, "a code is 0"),
     ],
 )
@@ -127,4 +127,4 @@ def test_a_changed_class_is_left(kind, reason):
     kind = type("VectorQuantizer", (kind,), {})
     module = kind(512, 8)
     (entry,) = revq.patch(module, verbose=False).entries
-    assert not entry.patched and type(module) is kind and f"no UniTok: {reason}" in entry.note
+    assert not entry.patched and type(module) is kind and reason in entry.note

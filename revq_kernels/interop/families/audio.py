@@ -51,13 +51,13 @@ def _table_mismatch(name: str, table: Tensor, num_codes: int) -> str | None:
 
 
 def _calls_frozen(module: Quantizer, vectors: Vectors) -> list[Call]:
-    return [Call("encode", (vectors(module.embed, 2, 32, module.embed.shape[1]),))]
+    return [Call("encode", (vectors(module.embed, vectors.batch, 32, module.embed.shape[1]),))]
 
 
 def _calls_mimi(module: Quantizer, vectors: Vectors) -> list[Call]:
     # Not module.embed: reading it would make the module keep its codes
     codes = module.embed_sum / module.cluster_usage.clamp(min=module.epsilon)[:, None]
-    return [Call("encode", (vectors(codes, 2, 32, codes.shape[1]),))]
+    return [Call("encode", (vectors(codes, vectors.batch, 32, codes.shape[1]),))]
 
 
 # encodec, audiocraft, SpeechTokenizer and WavTokenizer
@@ -122,7 +122,10 @@ def _unsupported_averaged(module: Quantizer) -> str | None:
 
 
 def _calls_averaged(module: Quantizer, vectors: Vectors) -> list[Call]:
-    return [Call(method, (vectors(module.embed, 2, 32, module.embed.shape[1]),)) for method in ("encode", "forward")]
+    return [
+        Call(method, (vectors(module.embed, vectors.batch, 32, module.embed.shape[1]),))
+        for method in ("encode", "forward")
+    ]
 
 
 # DAC and SNAC, which compare normalized vectors and return the code as it is
@@ -168,7 +171,10 @@ def _unsupported_transformers_dac(module: Quantizer) -> str | None:
 
 def _calls_dac(module: Quantizer, vectors: Vectors) -> list[Call]:
     table = module.codebook.weight
-    latents, hidden = vectors(table, 2, module.codebook_dim, 32), vectors(table, 2, module.in_proj.in_channels, 32)
+    latents, hidden = (
+        vectors(table, vectors.batch, module.codebook_dim, 32),
+        vectors(table, vectors.batch, module.in_proj.in_channels, 32),
+    )
     return [Call("decode_latents", (latents,)), Call("forward", (hidden,))]
 
 
@@ -183,7 +189,7 @@ _DAC = ("transformers.models.dac.modeling_dac.DacVectorQuantize",)
 FAMILIES = (
     Family("transformers EnCodec, X-Codec, Higgs Audio", _FROZEN, _Frozen, _unsupported_frozen, _calls_frozen),
     Family("transformers Mimi", _MIMI, _Mimi, _unsupported_mimi, _calls_mimi),
-    Family("encodec", ("*.EuclideanCodebook",), _Averaged, _unsupported_averaged, _calls_averaged),
+    Family("encodec", ("*.EuclideanCodebook",), _Averaged, _unsupported_averaged, _calls_averaged, "inited"),
     Family("transformers DAC", _DAC, _TransformersDac, _unsupported_transformers_dac, _calls_dac),
     Family("descript-audio-codec", ("*.VectorQuantize",), _Dac, _unsupported_dac, _calls_dac),
 )

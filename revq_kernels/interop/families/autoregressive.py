@@ -133,7 +133,7 @@ def _unsupported_llamagen(module: Quantizer) -> str | None:
 
 
 def _calls_llamagen(module: Quantizer, vectors: Vectors) -> list[Call]:
-    return [Call("forward", (vectors(module.embedding.weight, 2, module.e_dim, 4, 8),))]
+    return [Call("forward", (vectors(module.embedding.weight, vectors.batch, module.e_dim, 4, 8),))]
 
 
 # UniTok
@@ -182,7 +182,7 @@ def _unsupported_unitok(module: Quantizer) -> str | None:
 
 
 def _calls_unitok(module: Quantizer, vectors: Vectors) -> list[Call]:
-    features = vectors(module.codebook.weight, 2, 32, module.vocab_width)
+    features = vectors(module.codebook.weight, vectors.batch, 32, module.vocab_width)
     return [Call("forward", (features,)), Call("f_to_idx", (features,))]
 
 
@@ -276,7 +276,9 @@ def _unsupported_var(module: Quantizer) -> str | None:
 
 
 def _var_features(module: Quantizer, vectors: Vectors) -> Tensor:
-    return vectors(module.embedding.weight, 2, module.Cvae, module.v_patch_nums[-1], module.v_patch_nums[-1])
+    return vectors(
+        module.embedding.weight, vectors.batch, module.Cvae, module.v_patch_nums[-1], module.v_patch_nums[-1]
+    )
 
 
 def _calls_var_indices(module: Quantizer, vectors: Vectors) -> list[Call]:

@@ -58,7 +58,7 @@ def _table_mismatch(module: Quantizer, *shape: int) -> str | None:
 
 
 def _calls(module: Quantizer, vectors: Vectors) -> list[Call]:
-    return [Call("forward", (vectors(module.embedding.weight, 2, module.embedding.weight.shape[1], 4, 8),))]
+    return [Call("forward", (vectors(module.embedding.weight, vectors.batch, module.embedding.weight.shape[1], 4, 8),))]
 
 
 # diffusers and transformers
@@ -123,7 +123,9 @@ def _unsupported_emu3(module: Quantizer) -> str | None:
 
 
 def _calls_emu3(module: Quantizer, vectors: Vectors) -> list[Call]:
-    return [Call("forward", (vectors(module.embedding.weight, 2, 2, module.embedding.weight.shape[1], 4, 4),))]
+    return [
+        Call("forward", (vectors(module.embedding.weight, vectors.batch, 2, module.embedding.weight.shape[1], 4, 4),))
+    ]
 
 
 # taming-transformers and SEED-Voken: VectorQuantizer2, IBQ, SimVQ
@@ -193,7 +195,7 @@ def _unsupported_simvq(module: Quantizer) -> str | None:
 
 
 def _calls_simvq1d(module: Quantizer, vectors: Vectors) -> list[Call]:
-    return [Call("forward", (vectors(module.embedding.weight, 2, module.e_dim, 32),))]
+    return [Call("forward", (vectors(module.embedding.weight, vectors.batch, module.e_dim, 32),))]
 
 
 # TiTok, MaskBit and MaskGIT's VQGAN

@@ -34,6 +34,7 @@ class Family:
             It precedes the quantizer's class in the method resolution order; ``self.revq_original`` is that class.
         unsupported: given a module of one of the classes, the reason to keep the original; None if the methods serve it.
         calls: given a module and a source of random vectors, the calls that check the replacement on it.
+        started: the name of the buffer that says whether k-means has initialized the codebook, "" without k-means.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Family:
     methods: type
     unsupported: Callable[[nn.Module], str | None]
     calls: Callable[[nn.Module, "Vectors"], list[Call]]
+    started: str = ""
 
     def includes(self, kind: type) -> bool:
         """Whether a class belongs to the family."""
@@ -72,7 +74,9 @@ class Family:
 class Vectors:
     """A source of random vectors with the statistics, device and dtype of a codebook; every instance draws the same ones."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, batch: int = 2) -> None:
+        self.batch = batch
+        """The size of a batch that calls should ask for."""
         self._generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, codebook: Tensor, *shape: int) -> Tensor:

@@ -217,12 +217,17 @@ def _unsupported_codebook(module: Quantizer) -> str | None:
 def _calls_codebook(module: Quantizer, vectors: Vectors) -> list[Call]:
     heads, num_codes, dim = module.embed.shape
     rows = 8 if module.initted else min((num_codes + 1) // 2, 512)  # k-means warns of fewer vectors than codes
-    x = vectors(module.embed, heads, 2, rows, dim) if heads > 1 else vectors(module.embed, 2, rows, dim)
+    x = (
+        vectors(module.embed, heads, vectors.batch, rows, dim)
+        if heads > 1
+        else vectors(module.embed, vectors.batch, rows, dim)
+    )
     if module.use_cosine_sim:
         x = F.normalize(x, dim=-1)
     if not module.initted:
         return [Call("forward", (x,))]
-    mask = torch.arange(rows, device=x.device).expand(2, -1) < torch.tensor([[rows], [rows // 2]], device=x.device)
+    lengths = [[rows if row % 2 == 0 else rows // 2] for row in range(vectors.batch)]
+    mask = torch.arange(rows, device=x.device) < torch.tensor(lengths, device=x.device)
     calls = [Call("forward", (x,)), Call("forward", (x,), {"mask": mask})]
     if not module.affine_param:
         indices = torch.arange(x[..., 0].numel(), device=x.device).view(x.shape[:-1]) % num_codes
@@ -260,7 +265,7 @@ def _calls_simvq(module: Quantizer, vectors: Vectors) -> list[Call]:
     with torch.no_grad():
         codes = module.codebook
     dim = codes.shape[1]
-    shape = (2, dim, 4, 8) if module.channel_first else (2, 4, 8, dim)
+    shape = (vectors.batch, dim, 4, 8) if module.channel_first else (vectors.batch, 4, 8, dim)
     return [Call("forward", (vectors(codes, *shape),))]
 
 
@@ -272,6 +277,7 @@ FAMILIES = (
         _Codebook,
         _unsupported_codebook,
         _calls_codebook,
+        "initted",
     ),
     Family(
         "vector-quantize-pytorch SimVQ",
