@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_ROUNDINGS = 64
-"""Codes tie if their distances differ by this many float32 roundings of the largest distance of the row, or fewer."""
+_ROUNDINGS, _FACTOR = 64, 2.0
+"""Codes tie if their distances differ by this many float32 roundings of the largest distance of the row, or fewer; or by
+this multiple of the most by which a code that the original took is farther than the nearest, as in half precision."""
 
 _ATEN = torch.ops.aten
 _LARGEST = (_ATEN.argmax, _ATEN.max)
@@ -23,14 +24,15 @@ class Choices(TorchDispatchMode):
     Args:
         followed: the choices of another run.  A search of a matrix takes those of the search in the same place, where they tie
             with its own.
+        original: the choices of the original in its own precision, whose errors say what ties.
 
     Attributes:
         taken: the indices of each search.
     """
 
-    def __init__(self, followed: Sequence[Tensor] = ()) -> None:
+    def __init__(self, followed: Sequence[Tensor] = (), original: Sequence[Tensor] = ()) -> None:
         super().__init__()
-        self._followed = followed
+        self._followed, self._original = followed, original
         self.taken: list[Tensor] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -48,18 +50,30 @@ class Choices(TorchDispatchMode):
         return result
 
     def _follow(self, matrix: Tensor, dim: int, indices: Tensor, largest: bool) -> None:
+        further = self._further(self._followed, matrix, dim, indices, largest)
+        if further is None:
+            return
+        scale = matrix.abs().nan_to_num(0.0, 0.0, 0.0).amax(dim).reshape(indices.shape)
+        allowed = _ROUNDINGS * torch.finfo(torch.float32).eps * scale
+        own = self._further(self._original, matrix, dim, indices, largest)
+        if own is not None:
+            allowed = allowed.clamp(min=_FACTOR * float(own.nan_to_num(0.0, 0.0, 0.0).max()))
+        wanted = self._followed[len(self.taken)].to(indices.device).reshape(indices.shape)
+        indices.copy_(torch.where(further <= allowed, wanted, indices))
+
+    def _further(
+        self, choices: Sequence[Tensor], matrix: Tensor, dim: int, indices: Tensor, largest: bool
+    ) -> Tensor | None:
+        """By how much the choices of another run in this place are farther than ``indices``; None if they do not fit."""
         place = len(self.taken)
-        if place >= len(self._followed) or self._followed[place].numel() != indices.numel() or not matrix.numel():
-            return
-        wanted = self._followed[place].to(indices.device).reshape(indices.shape)
+        if place >= len(choices) or choices[place].numel() != indices.numel() or not matrix.numel():
+            return None
+        taken = choices[place].to(indices.device).reshape(indices.shape)
+        if int(taken.min()) < 0 or int(taken.max()) >= matrix.shape[dim]:
+            return None
         keep = indices.shape if indices.dim() == matrix.dim() else indices.unsqueeze(dim).shape
-        if int(wanted.min()) < 0 or int(wanted.max()) >= matrix.shape[dim]:
-            return
-        best, found = (matrix.gather(dim, each.reshape(keep)) for each in (indices, wanted))
-        scale = matrix.abs().nan_to_num(0.0, 0.0, 0.0).amax(dim, keepdim=True)
-        further = best - found if largest else found - best
-        ties = further <= _ROUNDINGS * torch.finfo(torch.float32).eps * scale
-        indices.copy_(torch.where(ties.reshape(indices.shape), wanted, indices))
+        best, found = (matrix.gather(dim, each.reshape(keep)).reshape(indices.shape) for each in (indices, taken))
+        return best - found if largest else found - best
 
 
 def _dimension(args: tuple, kwargs: dict | None) -> int | None:

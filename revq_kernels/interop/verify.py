@@ -69,10 +69,10 @@ def _difference(module: nn.Module, fast: nn.Module, family: Family, modes: tuple
             for call in family.calls(module, Vectors(step, size or _large_batch(module))):
                 for each in (original, quick, exact):
                     each.zero_grad(set_to_none=True)
-                expected, choices = run(original, call), Choices()
-                found = run(quick, call, choices)
+                choices, own = Choices(), Choices()
+                found, expected = run(quick, call, choices), run(original, call, own)
                 with Doubles():
-                    truth = run(exact, doubled_call(call), Choices(choices.taken))
+                    truth = run(exact, doubled_call(call), Choices(choices.taken, own.taken))
                 reason = disagreement(found, expected, truth)
                 if reason is not None:
                     when = "" if step == 0 else f", call {step + 1}"
