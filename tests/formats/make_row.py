@@ -102,7 +102,7 @@ def make(out: Path) -> None:
     save_file(
         {key: value.detach().clone().contiguous() for key, value in expected.items()}, out / "expected.safetensors"
     )
-    facts = {"names": tokens.names, "model": tokens.model, "fingerprint": store.fingerprint}
+    facts = {"names": [*tokens.names], "model": tokens.model, "fingerprint": store.fingerprint}
     (out / "expected.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
