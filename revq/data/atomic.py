@@ -42,11 +42,9 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
             temporary.chmod(stat.S_IMODE(path.stat().st_mode))
         os.fsync(descriptor)
         os.replace(temporary, path)  # noqa: PTH105 - named like the system call that makes this atomic
-    except BaseException:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
-        raise
     finally:
+        with suppress(FileNotFoundError):  # after the rename, there is none
+            temporary.unlink()
         os.close(descriptor)
     _flush_folder(path.parent)
 

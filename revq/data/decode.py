@@ -5,14 +5,14 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from revq.data.foreign import Failure, attempt
 from revq.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ _STRIP_PIXELS = 1 << 20
 _ROW_PIXELS = 64
 """What Pillow needs for a row of any width, counted in pixels: memory for a pointer, time for a call."""
 _ORIENTATION = 0x0112
-_T = TypeVar("_T")
 
 
 def image_formats() -> list[str]:
@@ -88,13 +87,15 @@ def decode_image(
         raise InputError(f"max_pixels: expected at least 1, got {max_pixels}")
     if not data:
         raise InputError(f"{printable(label)}: cannot read this image (not an image: the file is empty)")
-    outcome = _foreign(lambda: _decode(data, background, max_pixels))
-    if isinstance(outcome, _Failure):
+    outcome = attempt(lambda: _decode(data, background, max_pixels))
+    if isinstance(outcome, Failure):
         # Damaged metadata of a JPEG can stop Pillow before the pixels, which do not depend on it.
         bare = _without_exif(data)
-        again = outcome if bare is None else _foreign(lambda: _decode(bare, background, max_pixels))
-        if isinstance(again, _Failure):
-            raise InputError(f"{printable(label)}: cannot read this image ({outcome.reason})") from outcome.error
+        again = outcome if bare is None else attempt(lambda: _decode(bare, background, max_pixels))
+        if isinstance(again, Failure):
+            raise InputError(
+                f"{printable(label)}: cannot read this image ({_reason(outcome.error)})"
+            ) from outcome.error
         outcome = again
     return outcome
 
@@ -112,9 +113,9 @@ def to_rgb(image: "Image", label: str, *, background: tuple[int, int, int] = WHI
         image.load()
         return _rgb(image, coding, background)
 
-    outcome = _foreign(convert)
-    if isinstance(outcome, _Failure):
-        raise InputError(f"{label}: cannot read this image ({outcome.reason})") from outcome.error
+    outcome = attempt(convert)
+    if isinstance(outcome, Failure):
+        raise InputError(f"{label}: cannot read this image ({_reason(outcome.error)})") from outcome.error
     return outcome
 
 
@@ -127,24 +128,16 @@ class _RefusedError(Exception):
     """Of this file alone: its text is the whole reason."""
 
 
-class _Failure(NamedTuple):
-    error: Exception
-    reason: str
-
-
-def _foreign(step: Callable[[], _T]) -> "_T | _Failure":
-    """The boundary of Pillow's decoders: they raise many types for damaged files (OSError, SyntaxError, struct.error, ...)."""
+def _reason(error: Exception) -> str:
+    """Why Pillow cannot read an image, on one line."""
     from PIL import Image, UnidentifiedImageError
 
-    try:
-        return step()
-    except Exception as error:
-        text = " ".join(str(error).split())
-        if isinstance(error, UnidentifiedImageError):
-            text = "not an image, cut off in its header, or of a kind that Pillow does not read"
-        elif not isinstance(error, _RefusedError | Image.DecompressionBombError) and "truncated" not in text.lower():
-            text = f"damaged or truncated: {text or type(error).__name__}"
-        return _Failure(error, text[:300])
+    text = " ".join(str(error).split())
+    if isinstance(error, UnidentifiedImageError):
+        text = "not an image, cut off in its header, or of a kind that Pillow does not read"
+    elif not isinstance(error, _RefusedError | Image.DecompressionBombError) and "truncated" not in text.lower():
+        text = f"damaged or truncated: {text or type(error).__name__}"
+    return text[:300]
 
 
 def read_file(path: Path, max_pixels: int = MAX_PIXELS) -> bytes:
@@ -309,7 +302,7 @@ def _upright(source: "Image", pixels: "Image") -> "Image":
         7: Transpose.TRANSVERSE,
         8: Transpose.ROTATE_90,
     }
-    orientation = _foreign(lambda: source.getexif().get(_ORIENTATION))
+    orientation = attempt(lambda: source.getexif().get(_ORIENTATION))
     turn = turns.get(orientation) if isinstance(orientation, int) else None
     return pixels if turn is None else pixels.transpose(turn)
 

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from revq.data.foreign import Failure, attempt
 from revq.errors import InputError
 
 _HUB_NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)((?:/\w[\w.-]*)*)(?:@([^@\s]+))?")
@@ -85,14 +86,14 @@ def fetch(repository: str, filename: str, revision: str | None = None) -> Path:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # hide the client's messages about retries: the error below reports the outcome
     try:
-        return Path(hf_hub_download(repository, filename, revision=revision))
-    # The client raises its own errors, errors of its HTTP library and OSError.  The remedy is the same for all of them.
-    except Exception as error:
-        raise InputError(
-            f"{repository}: no such folder here, and cannot fetch {filename} of that hub id ({one_line(error)})"
-        ) from error
+        path = attempt(lambda: hf_hub_download(repository, filename, revision=revision))
     finally:
         logging.set_verbosity(verbosity)
+    if isinstance(path, Failure):
+        raise InputError(
+            f"{repository}: no such folder here, and cannot fetch {filename} of that hub id ({one_line(path.error)})"
+        ) from path.error
+    return Path(path)
 
 
 def one_line(error: Exception) -> str:

@@ -118,13 +118,10 @@ class LatentWriter:
         self._skipped: list[tuple[int, Skipped]] = []
         self._first_skipped: tuple[str, str] | None = None  # for the message if no image can be read
         self.known: list[KnownShard] = []
-        self._exit = ExitStack()
-        self._exit.enter_context(folder_lock(self.folder))
-        try:
+        with ExitStack() as lock:
+            lock.enter_context(folder_lock(self.folder))
             self._open(overwrite)
-        except BaseException:
-            self._exit.close()
-            raise
+            self._exit = lock.pop_all()  # held until `close`
 
     def _open(self, overwrite: bool) -> None:
         """Find the shards of earlier writers, and create ``<folder>.partial``."""

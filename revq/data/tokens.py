@@ -10,7 +10,7 @@ in the bits w_0 + ... + w_(t-1) and following of the row, lowest bit first; bit 
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -239,7 +239,9 @@ class TokenWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._atomic is not None  # for the type checker
-        try:
+        with ExitStack() as stack:
+            stack.push(self._atomic.__exit__)
+            stack.callback(self._writer.abandon)
             if kind is None:
                 self._names.write(self._writer, "names")
                 if self._labels:
@@ -248,12 +250,8 @@ class TokenWriter:
                     self._skipped.write(self._writer, "skipped")
                     self._reasons.write(self._writer, "reasons")
                 self._writer.close({"revq": json.dumps(self._about)})
-        except BaseException as failure:
-            self._atomic.__exit__(type(failure), failure, failure.__traceback__)
-            raise
-        finally:
-            self._writer.abandon()
-        self._atomic.__exit__(kind, error, trace)
+            elif error is not None:
+                raise error
 
 
 def save_tokens(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from revq.assets import vae_folder
+from revq.data.foreign import Failure, attempt
 from revq.data.hub import find_folder, hub_folder, one_line
 from revq.data.json_text import read_json
 from revq.errors import InputError
@@ -211,15 +212,17 @@ def _load(find: Callable[[str], Path], label: str) -> torch.nn.Module:
     if config.get("quantization_config") is not None:
         raise InputError(f"{config_file}: expected weights of a floating dtype, got quantized ones")
     files = _weight_files(find)
-    # Damaged files raise many types: safetensors', torch's and pickle's errors, OSError, TypeError, KeyError, ...
-    try:
+
+    def load() -> Any:
         weights = _Weights(files)
-        vae = _empty_vae(class_name, config, 10 * len(weights.shapes) + 1000)
-        return _filled(vae, weights, label)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{label}: cannot load this {class_name} ({one_line(error)})") from error
+        return _filled(_empty_vae(class_name, config, 10 * len(weights.shapes) + 1000), weights, label)
+
+    vae = attempt(load)
+    if not isinstance(vae, Failure):
+        return vae
+    if isinstance(vae.error, InputError):
+        raise vae.error
+    raise InputError(f"{label}: cannot load this {class_name} ({one_line(vae.error)})") from vae.error
 
 
 def _weight_files(find: Callable[[str], Path]) -> list[Path]:

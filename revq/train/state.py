@@ -16,6 +16,7 @@ from torch import Tensor
 
 from revq.config import RunConfig, to_dict
 from revq.data.atomic import atomic_file
+from revq.data.foreign import Failure, attempt
 from revq.data.json_text import parse_json
 from revq.errors import InputError
 from revq.eval.evaluate import CodeUse, LatentErrors
@@ -210,12 +211,14 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint")
-    try:
+
+    def load() -> Any:
         _verify_checksums(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    # The boundary to two foreign readers, of zip archives and of pickles, which raise many unrelated types.
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+    state = attempt(load)
+    if isinstance(state, Failure):
+        reason = str(state.error).strip().splitlines()[0] if str(state.error).strip() else type(state.error).__name__
         raise InputError(f"{path}: damaged or not a checkpoint: {reason[:120]}") from None
     if not isinstance(state, dict):
         raise InputError(f"{path}: expected the dictionary of a checkpoint, got {type(state).__name__}")

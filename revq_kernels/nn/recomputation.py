@@ -64,7 +64,7 @@ class CodeMemory:
     def __init__(self) -> None:
         number = next(_numbers)
         self.handle = torch.tensor(number, dtype=torch.int64, device="cpu")
-        """The memory for an operator, which takes no objects.  An int would make a compiler compile each quantizer anew."""
+        """The memory for an operator, which takes no objects.  An int would make a compiler compile each quantizer again."""
         self.calls: deque[_Call] = deque(maxlen=CALLS)
         self.traced = False
         _memories[number] = self
