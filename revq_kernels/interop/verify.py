@@ -53,6 +53,7 @@ def difference(module: nn.Module, fast: nn.Module, family: Family) -> str | None
     kind = _device(module).type
     # Under autocast the runs would not be float32 and float64; tensors made in inference mode take no gradient
     with torch.autocast(kind, enabled=False), torch.inference_mode(False):
+        module, fast = with_defined_buffers(module), with_defined_buffers(fast)
         started = family.started
         if not started or bool(getattr(module, started)):
             return _difference(module, fast, family, ((False, _EVALUATION), (True, _TRAINING)))
@@ -78,6 +79,26 @@ def _difference(module: nn.Module, fast: nn.Module, family: Family, modes: tuple
                     when = "" if step == 0 else f", call {step + 1}"
                     return f"{call.method} in {'training' if training else 'evaluation'} mode{when}, {reason}"
     return None
+
+
+def with_defined_buffers(module: nn.Module) -> nn.Module:
+    """``module``, or a copy with values in the buffers that its first training step will initialize.
+
+    Until then such a buffer holds whatever was in its memory, which may be infinite or NaN.  What says that a buffer awaits
+    that step is another one, called ``<name>_needs_init`` (vector-quantize-pytorch's affine parameters).
+    """
+    suffix = "_needs_init"
+    waiting = [
+        name.removesuffix(suffix) for name, flag in module.named_buffers() if name.endswith(suffix) and bool(flag)
+    ]
+    if not waiting:
+        return module
+    copied = plain_copy(module)
+    buffers = dict(copied.named_buffers())
+    for name in waiting:
+        if name in buffers:
+            buffers[name].data.fill_(1)
+    return copied
 
 
 def _large_batch(module: nn.Module) -> int:
@@ -188,6 +209,7 @@ def errors(value: Tensor, original: Tensor, exact: Tensor) -> tuple[Tensor, Tens
     if not value.numel():
         return torch.zeros((), device="cpu"), torch.zeros((), device="cpu")
     same = (value == exact) | (value.isnan() & exact.isnan())  # the difference of equal infinities is NaN
+    same |= ~value.isfinite() & ~original.isfinite()  # where float64 still has a number, the original has none
     error = torch.where(same, 0, (value.double() - exact).abs()).max()
     own = torch.where(original == exact, 0, (original.double() - exact).abs()).nan_to_num(0.0).max()
     rounding = torch.finfo(value.dtype).eps * exact.abs().nan_to_num(0.0, 0.0, 0.0).max()

@@ -20,6 +20,7 @@ from revq_kernels.interop.verify import (
     named_tensors,
     plain_copy,
     run,
+    with_defined_buffers,
 )
 
 Inputs = Callable[[int], tuple[Any, ...]]
@@ -43,6 +44,7 @@ def check_quantizer(build: Callable[[], nn.Module], inputs: Inputs, *, method: s
 
 def check_call(module: nn.Module, call: Call, *, training: bool, autocast: bool = False) -> int:
     """Compare outputs, losses, indices, gradients and buffers of one call with the original's and its float64 run."""
+    module = with_defined_buffers(module)
     original, fast, exact = (plain_copy(module).train(training) for _ in range(3))
     choices = Choices()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):

@@ -127,6 +127,21 @@ def test_called(name):
         check_call(maker(kind, **options)(), Call("forward", inputs(0)), training=training)
 
 
+@pytest.mark.parametrize("garbage", [float("nan"), float("inf"), 3e38, -1.0])
+@pytest.mark.parametrize("name", ["affine", "affine, learned"])
+def test_buffers_without_values_decide_nothing(name, garbage):
+    """Before the first training step the means and variances are what was in the memory."""
+    kind, options, _ = CALLED[name]
+    module = maker(kind, **options)()
+    codebook = module._codebook
+    for buffer in ("codebook_mean", "codebook_variance"):
+        assert getattr(codebook, f"{buffer}_needs_init")
+        getattr(codebook, buffer).fill_(garbage)
+    with patched(module):  # raises if the check refuses it
+        pass
+    assert codebook.codebook_mean.isnan().all() or (codebook.codebook_mean == garbage).all()
+
+
 @pytest.mark.parametrize(
     "name", ["masked heads", "affine", "residual, shared", "residual, dropout", "residual, beam", "grouped"]
 )
