@@ -79,8 +79,8 @@ def code_use(model: ReVQ, store: LatentStore, *, batch_size: int = 256) -> CodeU
 
 def summarize_count(count: Tensor) -> CodeUse:
     """`CodeUse` of int64 ``[G, K]``: how often each code was selected; the perplexity is NaN without any selection."""
-    used = utilization(count).double()  # [G]
-    return CodeUse(float(used.mean()), float(used.min()), float(perplexity(count).double().mean()))
+    used = utilization(count).cpu().double()  # [G]
+    return CodeUse(float(used.mean()), float(used.min()), float(perplexity(count).cpu().double().mean()))
 
 
 @torch.no_grad()

@@ -39,10 +39,10 @@ class LatentStatistics:
         """
         if len(latents) == 0:
             return
-        batch = latents.detach().double()
+        batch = latents.detach().cpu().double()  # not every device has float64
         mean = batch.mean(dim=0)
         squares = (batch - mean).square_().sum(dim=0)
-        self._join(len(latents), mean.cpu(), squares.cpu())
+        self._join(len(latents), mean, squares)
 
     def merge(self, other: "LatentStatistics") -> None:
         """Add the samples of ``other``.

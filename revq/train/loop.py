@@ -135,7 +135,7 @@ def _train(
         model.quantizer.count.zero_()
         if validation is not None and options.count_validation:
             latent_errors(model, validation, count=model.quantizer.count)
-    run.sums = run.sums.to(device)
+    run.sums = run.sums.to(device, torch.float32 if device.type == "mps" else torch.float64)  # which MPS does not have
 
     with (
         Tracker(out / "metrics.jsonl", step=run.step) as log,

@@ -38,7 +38,7 @@ class RunState:
     step: int = 0
     """Optimizer steps of the whole run."""
     sums: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
-    """float64 ``[2]``: sums of the quantizer and of the rectifier loss over the current epoch."""
+    """float64 ``[2]`` (float32 on a device without it): sums of the quantizer and of the rectifier loss over the epoch."""
     last: CodeUse | None = None
     """Code use in the last complete epoch."""
     errors: LatentErrors | None = None
@@ -73,7 +73,7 @@ class RunState:
             self.epoch,
             self.cursor,
             self.step,
-            self.sums,
+            self.sums.cpu().double(),
             self.last and [*self.last],
             self.errors and [*self.errors],
             model.state_dict(),
