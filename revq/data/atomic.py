@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def atomic_folder(target: str | Path, ours: frozenset[str], *, keep_others: bool
         yield new
         if target.exists():
             check_writable_folder(target, ours, keep_others=keep_others)
-            _carry_over(target, new, ours)
+            carry_over(target, new, ours.__contains__)
         for path in [*new.rglob("*"), new]:
             if path.is_dir():
                 _flush_folder(path)
@@ -204,10 +204,10 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
         shutil.copy2(source, target)
 
 
-def _carry_over(target: Path, new: Path, ours: frozenset[str]) -> None:
+def carry_over(target: Path, new: Path, is_ours: Callable[[str], bool]) -> None:
     """Give the other files of ``target`` a second name in ``new``, so that no moment exists at which they are missing."""
     for path in target.iterdir():
-        if path.name in ours or (new / path.name).exists():
+        if is_ours(path.name) or (new / path.name).exists():
             continue
         if path.is_symlink():
             (new / path.name).symlink_to(path.readlink())

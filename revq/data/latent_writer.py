@@ -14,7 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from revq.data.atomic import atomic_file, check_writable_folder, exchange_folders, folder_lock, link_or_copy
+from revq.data.atomic import (
+    atomic_file,
+    carry_over,
+    check_writable_folder,
+    exchange_folders,
+    folder_lock,
+    link_or_copy,
+)
 from revq.data.json_text import manifest_text, read_json, read_manifest
 from revq.data.latents import (
     DTYPES,
@@ -251,6 +258,7 @@ class LatentWriter:
         except OSError:
             if not self.folder.is_dir():
                 raise
+            carry_over(self.folder, self._partial, _is_ours)
             exchange_folders(self._partial, self.folder)
             shutil.rmtree(self._partial)
         self._exit.close()
@@ -434,8 +442,10 @@ def _differences(folder: Path, plan: StorePlan) -> str | None:
     format_ = _format(folder)
     if format_ not in (FORMAT, UNFINISHED):
         return f"these are of the format {format_}"
-    index = read_manifest(folder / INDEX)
-    before, _ = parse_index(folder, index | {"shards": index.get("shards", [])})
+    try:
+        before, _ = parse_index(folder, read_manifest(folder / INDEX))
+    except InputError as error:
+        return f"its index is damaged ({str(error).removeprefix(f'{folder / INDEX}: ')})"
     old, new = before.to_dict(), plan.to_dict()
     old, new = {**old, **old.pop("options")}, {**new, **new.pop("options")}
     changes = [
@@ -465,4 +475,4 @@ def _known_shards(folder: Path, plan: StorePlan) -> list[KnownShard]:
 
 
 def _is_ours(name: str) -> bool:
-    return name.startswith((".revq-", "latents-", "sources-"))
+    return name in (INDEX, "plan.json") or name.startswith((".revq-", "latents-", "sources-"))

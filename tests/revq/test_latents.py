@@ -218,6 +218,20 @@ def test_foreign_files_are_kept(tmp_path):
         LatentWriter(tmp_path / "file", plan())
 
 
+def test_other_files_in_a_store_stay(tmp_path):
+    folder = save_latents(tmp_path / "s", latents_of()).folder
+    (folder / "README.md").write_text("mine")
+    (folder / "plots").mkdir()
+    (folder / "plots" / "a.txt").write_text("mine")
+    (folder / "index.json").write_text((folder / "index.json").read_text().replace("row", "low").replace("unk", "ink"))
+    with pytest.raises(InputError, match="its index is damaged"):
+        save_latents(folder, -latents_of())
+    store = save_latents(folder, -latents_of(), overwrite=True)
+    assert torch.equal(store.rows(range(23)), -latents_of())
+    assert (folder / "README.md").read_text() == (folder / "plots" / "a.txt").read_text() == "mine"
+    assert sum(path.suffix == ".safetensors" for path in folder.iterdir()) == 2
+
+
 def test_values_that_do_not_fit(tmp_path):
     with LatentWriter(tmp_path / "s", plan(dtype="float16")) as writer:
         for value in (70000.0, float("nan"), float("inf")):
