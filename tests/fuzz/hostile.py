@@ -38,6 +38,8 @@ class Case(NamedTuple):
 
     name: str
     arguments: list[str]
+    prepare: Callable[[], object] = tuple
+    """Makes its files."""
 
 
 class Outcome(NamedTuple):
@@ -153,9 +155,12 @@ def documents(made: Path, folder: Path) -> Iterator[Case]:
                 variants[f"{key} = {label}"] = _with_value(first, key, texts()[label])
         for number, (label, text) in enumerate(variants.items()):
             at = folder / f"{name.replace('/', '-')}-{number}"
-            shutil.copytree(made, at, ignore=shutil.ignore_patterns("photos", "work"))
-            (at / name).write_bytes(text + b"\n")
-            yield Case(f"{name}: {label}", arguments(at))
+
+            def prepare(at: Path = at, changed: Path = at / name, text: bytes = text) -> None:
+                shutil.copytree(made, at, ignore=shutil.ignore_patterns("photos", "work"))
+                changed.write_bytes(text + b"\n")
+
+            yield Case(f"{name}: {label}", arguments(at), prepare)
 
 
 def cases(made: Path, folder: Path, rng: random.Random) -> Iterator[Case]:
@@ -207,6 +212,7 @@ _TRAIN = ["--model.num-tokens", "16", "--model.num-codes", "8", "--train.epochs"
 
 def run(case: Case) -> Outcome:
     """Run a case in a child."""
+    case.prepare()
     read, write = os.pipe()
     start = time.monotonic()
     child = os.fork()

@@ -73,7 +73,7 @@ def check_training(module: nn.Module, method: str, inputs: Inputs, steps: int, l
         copied = wrap(module).train()
         parameters = list(copied.parameters())
         optimizer = torch.optim.SGD(parameters, lr=lr) if parameters else None
-        with patched(copied, verify=False) if patch else Doubles() if wrap is in_double else torch.enable_grad():
+        with patched(copied) if patch else Doubles() if wrap is in_double else torch.enable_grad():
             for call in calls:
                 run(copied, doubled_call(call) if wrap is in_double else call)  # the parameters keep the gradients
                 if optimizer is not None:
@@ -132,8 +132,8 @@ def graph_breaks(module: nn.Module, call: Call) -> int:
     return torch._dynamo.explain(getattr(module, call.method))(*call.args, **call.kwargs).graph_break_count
 
 
-def patched(module: nn.Module, verify: bool = True) -> Any:
-    """A block in which every quantizer in ``module`` is patched."""
+def patched(module: nn.Module, verify: bool = False) -> Any:
+    """A block in which every quantizer in ``module`` is patched; `check_state` and some tests have the check run, too."""
     report = revq.patch(module, verify=verify, verbose=False)
     assert report.entries and all(entry.patched for entry in report.entries), report
     return report

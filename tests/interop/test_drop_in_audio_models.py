@@ -108,7 +108,7 @@ def test_model(name):
     wave = torch.randn(2, 1, 6400 if name in ("xcodec", "higgs") else 800, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         before = dict(named_tensors(model.encode(wave))), dict(named_tensors(model(wave)))
-        with patched(model) as report:
+        with patched(model, verify=True) as report:
             assert sum("odebook" in entry.kind or "VectorQuantize" in entry.kind for entry in report.entries) >= 3
             after = dict(named_tensors(model.encode(wave))), dict(named_tensors(model(wave)))
     codes = [value for value in before[0].values() if not value.is_floating_point()]

@@ -61,7 +61,7 @@ def test_vq_model():
     trained(model.quantize)
     x = torch.randn(2, 3, 16, 16)
     expected = model(x)
-    with patched(model) as report:
+    with patched(model, verify=True) as report:
         assert [entry.module for entry in report.entries] == ["quantize"]
         found = model(x)
         decoded = model.decode(model.encode(x).latents)

@@ -123,6 +123,8 @@ def test_trained(name):
 @pytest.mark.parametrize("name", CALLED)
 def test_called(name):
     kind, options, inputs = CALLED[name]
+    with patched(maker(kind, **options)(), verify=True):
+        pass
     for training in (False, True):
         check_call(maker(kind, **options)(), Call("forward", inputs(0)), training=training)
 
@@ -137,7 +139,7 @@ def test_buffers_without_values_decide_nothing(name, garbage):
     for buffer in ("codebook_mean", "codebook_variance"):
         assert getattr(codebook, f"{buffer}_needs_init")
         getattr(codebook, buffer).fill_(garbage)
-    with patched(module):  # raises if the check refuses it
+    with patched(module, verify=True):  # raises if the check refuses it
         pass
     assert codebook.codebook_mean.isnan().all() or (codebook.codebook_mean == garbage).all()
 
@@ -246,7 +248,7 @@ def test_whole_model():
     )
     x = draw(0, 2, 32, 6)
     expected = model.eval()(x)
-    with patched(model) as report:
+    with patched(model, verify=True) as report:
         assert len(report.entries) == 4
         found = model(x)
         codes = model[1].get_output_from_indices(found[1])
@@ -260,9 +262,9 @@ def test_compiles(kind, training):
     call = Call("forward", sequence(0))
     before = graph_breaks(build().train(training), call)
     expected = build().train(training)(*call.args)
-    with patched(build().train(training)) as report:
+    with patched(build().train(training), verify=True) as report:
         assert graph_breaks(report.model, call) <= before
-    with patched(build().train(training)) as report:
+    with patched(build().train(training), verify=True) as report:
         found = torch.compile(report.model, backend="eager")(*call.args)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)

@@ -53,7 +53,7 @@ def test_no_matrix_and_no_new_graph_break(kind):
 @pytest.mark.parametrize("kind", [*WITH_LOSS, EMU3])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_dtypes_pass_the_check(kind, dtype):
-    patched(build(kind).to(dtype))
+    patched(build(kind).to(dtype), verify=True)
 
 
 TOWER = {"base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1, "latent_channels": 32}
@@ -94,7 +94,7 @@ def test_whole_model(make):
     trained(model.eval().quantize)
     x = torch.randn(2, 3, 16, 16)
     expected = torch.utils._pytree.tree_leaves(use(model, x))
-    with patched(model) as report:
+    with patched(model, verify=True) as report:
         assert [entry.module for entry in report.entries] == ["quantize"]
         found = torch.utils._pytree.tree_leaves(use(model, x))
     for mine, theirs in zip(found, expected, strict=True):

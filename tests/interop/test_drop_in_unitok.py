@@ -42,7 +42,7 @@ def test_a_tokenizer_encodes_and_decodes():
     features = model[0](patches)
     expected, _, _, usage = model(patches)
     indices = model[1].f_to_idx(features)
-    with patched(model) as report:
+    with patched(model, verify=True) as report:
         assert [entry.family for entry in report.entries] == ["UniTok"] * 2
         found, _, _, same = model(patches)
         assert torch.equal(model[1].f_to_idx(features), indices) and torch.equal(found, expected) and same == usage

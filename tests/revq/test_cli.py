@@ -298,7 +298,7 @@ def bad_inputs(made, tmp):
         ),
         "train: beyond memory": (
             [*train, "--latents", latents, "--out", out, "--model.num-codes", 2**31 - 1, "--train.init", "normal"],
-            "GiB to train",
+            "num_codes: expected a model of at most",
         ),
         "train: absurd batch": (
             [*train, "--latents", latents, "--out", out, "--train.batch-size", 10**12],
@@ -310,7 +310,7 @@ def bad_inputs(made, tmp):
         ),
         "train: absurd width": (
             [*train, "--latents", latents, "--out", out, "--model.rectifier.width", 2**31 - 1],
-            "model: expected a size",
+            "rectifier width: expected a model of at most",
         ),
         "train: absurd seed": ([*train, "--latents", latents, "--out", out, "--train.seed", 10**30], "seed"),
         "encode: absurd size": (
