@@ -21,8 +21,9 @@ _FACTOR, _ROUNDINGS = 2.0, 64
 """A float may be off from the float64 run by this multiple of the original's error, or this many roundings of the largest."""
 
 
-_EVALUATION, _TRAINING = (2, 1), (2, 1, 0, 3)
-"""Sizes of the batch in consecutive calls; 0 is a large one.  The calls of a mode change one module, as a training run does."""
+_EVALUATION, _TRAINING = (2, 1, 0), (2, 1, 0, 3)
+"""Sizes of the batch in consecutive calls; 0 is a large one.  The calls of a mode change one module, as a training run does.
+The last call of an evaluation runs without gradients, as inference does."""
 
 _LARGE, _PAIRS = 64, 1 << 24
 """The large batch, and the limit on its elements times codes, which the original may hold at a time in float64."""
@@ -70,10 +71,10 @@ def _difference(module: nn.Module, fast: nn.Module, family: Family, modes: tuple
             for call in family.calls(module, Vectors(step, size or _large_batch(module))):
                 for each in (original, quick, exact):
                     each.zero_grad(set_to_none=True)
-                choices, own = Choices(), Choices()
-                found, expected = run(quick, call, choices), run(original, call, own)
+                choices, own, grad = Choices(), Choices(), training or step + 1 < len(sizes)
+                found, expected = run(quick, call, choices, grad=grad), run(original, call, own, grad=grad)
                 with Doubles():
-                    truth = run(exact, doubled_call(call), Choices(choices.taken, own.taken))
+                    truth = run(exact, doubled_call(call), Choices(choices.taken, own.taken), grad=grad)
                 reason = disagreement(found, expected, truth)
                 if reason is not None:
                     when = "" if step == 0 else f", call {step + 1}"
@@ -153,16 +154,17 @@ def compare_facts(found: dict[str, Any], original: dict[str, Any], truth: dict[s
     return None
 
 
-def run(module: nn.Module, call: Call, choices: Choices | None = None) -> Run:
+def run(module: nn.Module, call: Call, choices: Choices | None = None, *, grad: bool = True) -> Run:
     """Call ``module`` (not a copy) with a fixed random state, and take the gradients of a weighted sum of all results.
 
-    ``choices`` records the searches of the call.  What the call changes outside of the module is restored.
+    ``choices`` records the searches of the call.  What the call changes outside of the module is restored.  Without ``grad``
+    the call runs as under `torch.no_grad`, and there are no gradients.
     """
-    args, kwargs = _leaves(call.args), _leaves(call.kwargs)
+    args, kwargs = _leaves(call.args, grad), _leaves(call.kwargs, grad)
     with (
         _seeded(_device(module)),
         torch.inference_mode(False),
-        torch.enable_grad(),
+        torch.set_grad_enabled(grad),
         kept_surroundings(module) as changes,
     ):
         with choices if choices is not None else contextlib.nullcontext():
@@ -300,12 +302,12 @@ def _seeded(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _leaves(values: Any) -> Any:
-    """``values`` with floating-point tensors as new leaves that take gradients."""
+def _leaves(values: Any, grad: bool) -> Any:
+    """``values`` with floating-point tensors as new leaves, which take gradients if ``grad``."""
 
     def leaf(tensor: Tensor) -> Tensor:
         tensor = tensor.detach().clone()
-        return tensor.requires_grad_(tensor.is_floating_point())
+        return tensor.requires_grad_(grad and tensor.is_floating_point())
 
     return tree_map_only(Tensor, leaf, values)
 

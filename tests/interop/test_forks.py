@@ -150,10 +150,23 @@ def freezes(self, z, result):
     return result
 
 
+def without_loss_in_inference(self, z, result):
+    return result if torch.is_grad_enabled() else (result[0], None, result[2])
+
+
+def other_without_input_gradient(self, z, result):
+    return (result[0], result[1] * (1 if z.requires_grad else 2), result[2])
+
+
+def changes_beyond_a_size_in_evaluation(self, z, result):
+    return (result[0], result[1] * (2 if len(z) > 500 and not self.training else 1), result[2])
+
+
 FORKS = [
     sets_attribute, keeps_tensor, counts, counts_in_container, counts_in_global, appends_to_global, counts_in_class,
     changes_after_three, changes_beyond_a_size, changes_for_one, extra, missing, as_list, other_key, other_dtype, other_number,
     integer_for_float, detached, none_loss, draws, draws_in_python, freezes,
+    without_loss_in_inference, other_without_input_gradient, changes_beyond_a_size_in_evaluation,
 ]  # fmt: skip
 
 
